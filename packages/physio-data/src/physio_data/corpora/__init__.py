@@ -1,0 +1,35 @@
+"""CORPORA names every corpus once; `corpus(name)` imports its module on demand."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from importlib import import_module
+
+from physio_data.corpora.contract import Corpus, PrepareDefaults, TaskSpec
+
+CORPORA = {
+    "synthetic": "physio_data.corpora.synthetic:CORPUS",
+    "mitbih": "physio_data.corpora.mitbih:CORPUS",
+    "ucr": "physio_data.corpora.ucr:CORPUS",
+    "himae_shards": "physio_data.corpora.himae_shards:CORPUS",
+    "himae_pvc": "physio_data.corpora.himae_pvc:CORPUS",
+}
+
+
+def corpus(name: str) -> Corpus:
+    """The corpus of that name: a row of CORPORA, or from one's own code any importable "module:ATTRIBUTE".
+
+    Raises ValueError naming the nearest row for an unknown name.
+    """
+    target = CORPORA.get(name, name)
+    module, _, attribute = target.partition(":")
+    if not attribute:
+        near = get_close_matches(name, CORPORA, n=1, cutoff=0.0)
+        raise ValueError(f"no corpus {name!r}; did you mean {near[0]!r}? There are {', '.join(CORPORA)}")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, Corpus):
+        raise ValueError(f"{target!r} is a {type(found).__name__}, not a Corpus")
+    return found
+
+
+__all__ = ["CORPORA", "Corpus", "PrepareDefaults", "TaskSpec", "corpus"]
