@@ -29,7 +29,7 @@ def philox4x32(counter_N4: np.ndarray, key: tuple[int, int]) -> np.ndarray:
 
     `counter_N4` is (..., 4) of any unsigned type holding 32-bit words, least significant first; `key` is two 32-bit words.
     """
-    c0, c1, c2, c3 = (np.ascontiguousarray(counter_N4[..., i], dtype=np.uint64) for i in range(4))
+    c0, c1, c2, c3 = (counter_N4[..., i].astype(np.uint64) for i in range(4))
     k0, k1 = key
     for _ in range(10):
         product_0, product_1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]

@@ -1,0 +1,62 @@
+"""What the tests of physio-train share: the folder of shared data, a small training job, and processes to run it in."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+JOB = Path(__file__).parent / "job.py"
+
+
+@pytest.fixture
+def shared():
+    """`shared("fixtures/himae/meta.json")`: a path under PHYSIO_SHARED (default: beside the repository), or a skip."""
+
+    def path(relative: str) -> Path:
+        root = Path(os.environ.get("PHYSIO_SHARED", Path(__file__).resolve().parents[3].parent / "shared"))
+        if not (root / relative).exists():
+            pytest.skip(f"shared data absent: {root / relative}")
+        return root / relative
+
+    return path
+
+
+@pytest.fixture(scope="session")
+def job() -> SimpleNamespace:
+    """The names of job.py: a dataset, a net with batch norm and dropout, an objective, and `train`."""
+    return SimpleNamespace(**runpy.run_path(str(JOB)))
+
+
+@pytest.fixture(scope="session")
+def start():
+    """`start(train=..., ...)` runs job.py's `train` in a process of its own, forked from one that has torch loaded."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "physio_train"])
+    running = []
+
+    def start(**arguments):
+        process = context.Process(target=runpy.run_path, args=(str(JOB), {"ARGUMENTS": arguments}, "__main__"))
+        process.start()
+        running.append(process)
+        return process
+
+    yield start
+    for process in running:
+        if process.is_alive():
+            process.kill()
+        process.join()
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """One thread: small nets are fastest so, and sums of several threads are not the same from run to run."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
