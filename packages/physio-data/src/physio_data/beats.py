@@ -1,7 +1,8 @@
 """Heartbeats in ECG and PPG: R peaks, QRS onsets, pulse onsets and peaks, heart rate. Letters: T samples, N rows, K beats, C channels.
 
-R peaks: the band energy of Pan and Tompkins 1985 (IEEE TBME 32:230) with their running thresholds, T-wave rule and search-back, in the root of the energy so that
-a weak beat among strong ones keeps its place. Pulses: the slope sum of Zong et al. 2003 (Comput Cardiol 30:259) against the height of neighbouring pulses.
+R peaks: the band energy of Pan and Tompkins 1985 (IEEE TBME 32:230) with their running thresholds, T-wave rule and search-back, in
+the root of the energy so that a weak beat among strong ones keeps its place. Pulses: the slope sum of Zong et al. 2003 (Comput
+Cardiol 30:259) against the height of neighbouring pulses.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ def heart_rate(x_CT: np.ndarray, fs: float, kind: Literal["ecg", "ppg"] = "ecg")
 
 def qrs_energy(x_NT: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
     """(band_NT, energy_NT): the QRS band, and the root of its squared slope averaged over 0.12 s."""
-    band_NT = bandpass(np.asarray(x_NT, np.float64), fs, *_QRS_BAND_HZ, order=2)
+    x_NT = np.asarray(x_NT, np.float64)
+    band_NT = bandpass(x_NT - x_NT[..., :1], fs, *_QRS_BAND_HZ, order=2)
     slope_NT = np.gradient(band_NT, axis=-1)
     return band_NT, np.sqrt(np.maximum(_moving_mean(slope_NT**2, max(round(0.12 * fs), 1)), 0))
 
@@ -120,7 +122,9 @@ def _adaptive(at: np.ndarray, height: np.ndarray, signal_level: float, noise_lev
         threshold = noise_level + 0.35 * (signal_level - noise_level)
         since = here - at[kept[-1]] if kept else np.inf
         t_wave = since < 0.36 * fs and high < 0.55 * height[kept[-1]]
-        if high > threshold and not t_wave and since > 0.22 * fs:
+        if since < 0.28 * fs and high > 1.7 * height[kept[-1]]:  # what was taken was the P wave of this beat
+            kept[-1] = i
+        elif high > threshold and not t_wave and since > 0.22 * fs:
             if kept:
                 rr.append(since)
             kept.append(i)
@@ -144,7 +148,9 @@ def _on_deflection(band_T: np.ndarray, at_K: np.ndarray, fs: float) -> np.ndarra
 
 
 def pulse_band(x_T: np.ndarray, fs: float) -> np.ndarray:
-    return bandpass(np.asarray(x_T, np.float64), fs, _PULSE_BAND_HZ[0], min(_PULSE_BAND_HZ[1], 0.4 * fs), order=2)
+    """The pulse band along the last axis, without the offset."""
+    x_T = np.asarray(x_T, np.float64)
+    return bandpass(x_T - x_T[..., :1], fs, _PULSE_BAND_HZ[0], min(_PULSE_BAND_HZ[1], 0.4 * fs), order=2)
 
 
 def slope_sum(band_T: np.ndarray, fs: float) -> np.ndarray:

@@ -314,16 +314,16 @@ def _arrival(rng: np.random.Generator, rhythm: _Rhythm, traits: _Traits) -> np.n
 
 def _ppg(rng: np.random.Generator, rhythm: _Rhythm, foot_K: np.ndarray, breath_T: np.ndarray, traits: _Traits, fs: float, cfg: SynthesisConfig) -> np.ndarray:
     """Pulses of three kernels (systolic, reflected, diastolic run-off) at the feet, modulated by filling and breath, in pulse amplitudes."""
-    spread = cfg.shape_spread * rng.standard_normal(8)
+    spread = cfg.shape_spread * rng.standard_normal(7)
     stiff = (traits.stiffness - 8) / 3  # about -1 to 1.5 over adult life
-    crest_s = 0.15 * np.exp(0.12 * spread[0]) + 0.012 * stiff
-    delay_s = 0.5 * traits.path_m * 2 / (traits.stiffness * 0.55 + 1.2) * np.exp(0.08 * spread[1])  # reflected wave: later in a compliant tree
-    height = np.clip(0.42 + 0.16 * stiff + 0.08 * spread[2], 0.08, 0.95)
-    tail = np.clip(0.28 - 0.06 * stiff + 0.07 * spread[3], 0.05, 0.6)
-    rise_s, fall_s = 0.062 * np.exp(0.15 * spread[4]), 0.10 * np.exp(0.15 * spread[5])
+    rise_s, fall_s = (0.068 + 0.005 * stiff) * np.exp(0.15 * spread[3]), 0.10 * np.exp(0.15 * spread[4])
+    crest_s = 2 * rise_s  # a Gaussian's steepest tangent meets zero two widths before its centre: there is the foot
+    delay_s = 0.5 * traits.path_m * 2 / (traits.stiffness * 0.55 + 1.2) * np.exp(0.08 * spread[0])  # reflected wave: later in a compliant tree
+    height = np.clip(0.42 + 0.16 * stiff + 0.08 * spread[1], 0.08, 0.95)
+    tail = np.clip(0.28 - 0.06 * stiff + 0.07 * spread[2], 0.05, 0.6)
     centre_J = np.array([crest_s, crest_s + delay_s, crest_s + delay_s + 0.16])
-    rise_J = np.array([rise_s, 0.075 * np.exp(0.1 * spread[6]), 0.10])
-    fall_J = np.array([fall_s, 0.10, 0.17 * np.exp(0.15 * spread[7])])
+    rise_J = np.array([rise_s, 0.075 * np.exp(0.1 * spread[5]), 0.10])
+    fall_J = np.array([fall_s, 0.10, 0.17 * np.exp(0.15 * spread[6])])
     height_J = np.array([1.0, height, tail])
 
     n_beats = len(foot_K)
