@@ -70,7 +70,7 @@ class Corpus:
     label_windows: Callable[[Recording, np.ndarray, float], dict[str, np.ndarray]] | None = None
     official_folds: Callable[..., Mapping[str, str] | None] | None = None
     tasks_at: Callable[..., Mapping[str, TaskSpec]] | None = None
-    waivers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # name -> subjects that the official folds may share
+    waivers: tuple[str, ...] = ()  # subjects that the official folds may share, as `splits.check_disjoint` names them
     subjects: Literal["known", "unknown"] = "known"
     records_per_task: int = 1  # how many records one worker call takes; larger where a record is one short row of a table
     options: Mapping[str, str] = field(default_factory=dict)  # option name -> one-line help (with its unit)

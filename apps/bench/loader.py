@@ -1,0 +1,143 @@
+"""How fast a store reads random batches: against a gather from memory, h5py item by item, and HiMAE's layout (one file opened per item).
+
+    uv run apps/bench/loader.py [--windows 100000] [--length 1250] [--batch 256] [--folder DIR]
+
+All variants read the same random rows, in turn (A B A B), warm; ratios are medians over rounds. Shape letters: N windows, B batch, T samples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from physio_data.arrays import write_store
+from physio_data.store import Store
+
+Read = Callable[[np.ndarray], np.ndarray]  # rows (B,) -> signal (B, 1, T)
+LIMITS = {  # ours against: (must, aim), as times faster; the memory gather is a fraction of its speed
+    "HiMAE layout, opened per item": (500.0, 1500.0),
+    "h5py per item": (10.0, 30.0),
+    "in memory, item by item": (15.0, 30.0),
+    "memory gather": (0.5, 1.0),
+}
+
+
+def write_himae_layout(path: Path, x_NCT: np.ndarray, n_items: int) -> None:
+    """`h5[global_idx]["normalized_waveform"]`: one group per window, as HiMAE's pretraining shards."""
+    with h5py.File(path, "w") as file:
+        for row in range(n_items):
+            file.create_dataset(f"{row}/normalized_waveform", data=x_NCT[row, 0])
+
+
+def readers(store: Store, x_NCT: np.ndarray, himae: Path, n_himae: int, one_file: h5py.Dataset) -> dict[str, tuple[Read, int]]:
+    """Each variant with the number of rows that one measurement of it reads (slow ones read fewer)."""
+
+    def gather(rows_B: np.ndarray) -> np.ndarray:
+        out_BCT = np.empty((len(rows_B), *x_NCT.shape[1:]), np.float32)
+        return np.take(x_NCT, rows_B, axis=0, out=out_BCT, mode="clip")
+
+    def items(rows_B: np.ndarray) -> np.ndarray:
+        return np.stack([np.array(x_NCT[row]) for row in rows_B])
+
+    def h5py_items(rows_B: np.ndarray) -> np.ndarray:
+        return np.stack([one_file[row] for row in rows_B])
+
+    def himae_items(rows_B: np.ndarray) -> np.ndarray:
+        return np.stack([himae_item(himae, int(row) % n_himae) for row in rows_B])
+
+    return {
+        "ours": (lambda rows_B: store.batch(rows_B)["signal"], 64),
+        "memory gather": (gather, 64),
+        "in memory, item by item": (items, 16),
+        "h5py per item": (h5py_items, 8),
+        "HiMAE layout, opened per item": (himae_items, 1),
+    }
+
+
+def himae_item(path: Path, row: int) -> np.ndarray:
+    with h5py.File(path, "r") as file:
+        return file[str(row)]["normalized_waveform"][:][None, :]
+
+
+def check_equal(variants: dict[str, tuple[Read, int]], rows_B: np.ndarray, n_himae: int) -> None:
+    """Every variant gives the same numbers, in the order asked for."""
+    few_B = rows_B % n_himae
+    expected_BCT = variants["memory gather"][0](few_B)
+    for name, (read, _) in variants.items():
+        if not np.array_equal(read(few_B), expected_BCT):
+            raise SystemExit(f"{name} does not read the same windows as the memory gather")
+
+
+def seconds_per_window(read: Read, batches: list[np.ndarray]) -> float:
+    start = time.perf_counter()
+    for rows_B in batches:
+        read(rows_B)
+    return (time.perf_counter() - start) / sum(map(len, batches))
+
+
+def measure(variants: dict[str, tuple[Read, int]], n_windows: int, batch: int, n_rounds: int) -> dict[str, list[float]]:
+    rng = np.random.default_rng(0)
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(n_rounds):
+        for name, (read, n_batches) in variants.items():
+            batches = [rng.integers(0, n_windows, batch) for _ in range(n_batches)]
+            times[name].append(seconds_per_window(read, batches))
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--windows", type=int, default=100_000, help="windows in the store")
+    parser.add_argument("--length", type=int, default=1250, help="samples per window")
+    parser.add_argument("--batch", type=int, default=256, help="windows per batch")
+    parser.add_argument("--himae-items", type=int, default=20_000, help="groups in the HiMAE file (its cost per item does not fall with more)")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--shard-windows", type=int, default=16384, help="windows per shard of the store")
+    parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
+    args = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="loader-", dir=args.folder))
+    try:
+        x_NCT = np.random.default_rng(1).standard_normal((args.windows, 1, args.length), dtype=np.float32)
+        store = write_store(
+            folder / "store", x_NCT, fs=125.0, channels=["PPG"], units=["a.u."], subject=["one"] * args.windows, shard_windows=args.shard_windows
+        )
+        n_himae = min(args.himae_items, args.windows)
+        write_himae_layout(folder / "himae.h5", x_NCT, n_himae)
+        with h5py.File(folder / "one.h5", "w") as file:
+            file.create_dataset("signal", data=x_NCT)
+        with h5py.File(folder / "one.h5", "r") as file:
+            variants = readers(store, x_NCT, folder / "himae.h5", n_himae, file["signal"])
+            check_equal(variants, np.random.default_rng(2).integers(0, args.windows, args.batch), n_himae)
+            for start in range(0, args.windows, 4096):  # warm: every page has been read once
+                store.batch(np.arange(start, min(start + 4096, args.windows)))
+            report(measure(variants, args.windows, args.batch, args.rounds))
+    finally:
+        shutil.rmtree(folder)
+
+
+def report(times: dict[str, list[float]]) -> None:
+    ours = statistics.median(times["ours"])
+    print(f"{'':32s} us/window   ours is     must    aim")
+    print(f"{'ours, .batch':32s} {1e6 * ours:9.2f}")
+    summary = {"ours_us": 1e6 * ours}
+    for name, (must, aim) in LIMITS.items():
+        ratio = statistics.median(theirs / mine for theirs, mine in zip(times[name], times["ours"], strict=True))
+        summary[name] = ratio
+        verdict = "reaches the aim" if ratio >= aim else "holds" if ratio >= must else "FALLS SHORT"
+        print(f"{name:32s} {1e6 * statistics.median(times[name]):9.2f} {ratio:8.2f} x {must:7g} {aim:6g}  {verdict}")
+    print(json.dumps(summary))
+    sys.exit(0 if all(summary[name] >= must for name, (must, _) in LIMITS.items()) else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""One shard of a store: an HDF5 file with a contiguous `/signal` that is read through a memory map, and `/index/<column>`.
+
+Shape letters: N windows of the shard, B rows asked for, C channels, T samples.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from physio_data.manifest import SCHEMA, file_sha256, sync_folder
+
+_BLOCK_BYTES = 1 << 24  # what is copied at once while a shard is written
+_PAGE = 4096
+
+
+def write_shard(path: Path, signal_NCT: np.ndarray, columns: Mapping[str, np.ndarray], *, dtype: str) -> dict:
+    """Write one shard atomically and return its manifest entry {file, n_windows, bytes, sha256}.
+
+    `signal_NCT` is float32 (a memory map is read block by block); `dtype` "int16" stores each window and channel as 16-bit integers with
+    `/scale` and `/offset` (N, C) float32, so that x = q * scale + offset, an error of at most half of range / 65534. Equal content gives
+    equal bytes. The temporary file is removed on any error.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        # Aligned data start on a page; times are not tracked, so the bytes depend on the content only.
+        with h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE) as file:
+            file.attrs["schema"] = SCHEMA
+            file.attrs["n_windows"] = len(signal_NCT)
+            _write_signal(file, signal_NCT, dtype)
+            for name, values_N in columns.items():
+                file.create_dataset(f"index/{name}", data=_storable(values_N))
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        entry = {"file": path.name, "n_windows": len(signal_NCT), "bytes": temporary.stat().st_size, "sha256": file_sha256(temporary)}
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+    return entry
+
+
+def _write_signal(file: h5py.File, signal_NCT: np.ndarray, dtype: str) -> None:
+    n, n_channels, n_samples = signal_NCT.shape
+    data = file.create_dataset("signal", shape=signal_NCT.shape, dtype="<i2" if dtype == "int16" else "<f4")
+    step = max(1, _BLOCK_BYTES // (4 * n_channels * n_samples))
+    if dtype == "int16":
+        scale = file.create_dataset("scale", shape=(n, n_channels), dtype="<f4")
+        offset = file.create_dataset("offset", shape=(n, n_channels), dtype="<f4")
+    for start in range(0, n, step):
+        block_NCT = signal_NCT[start : start + step]
+        if dtype == "int16":
+            block_NCT, scale[start : start + step], offset[start : start + step] = quantise(block_NCT)
+        data[start : start + step] = block_NCT
+
+
+def quantise(x_NCT: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """int16 codes (N, C, T) with scale (N, C) and offset (N, C) float32; a flat channel has scale 0 and comes back exactly."""
+    low_NC, high_NC = x_NCT.min(axis=-1).astype(np.float64), x_NCT.max(axis=-1).astype(np.float64)
+    scale_NC = ((high_NC - low_NC) / 65534.0).astype(np.float32)
+    offset_NC = ((high_NC + low_NC) / 2.0).astype(np.float32)
+    step_NC1 = np.where(scale_NC > 0, scale_NC, 1.0)[..., None]
+    codes = np.rint((x_NCT - offset_NC[..., None]) / step_NC1)
+    return np.clip(codes, -32767, 32767).astype(np.int16), scale_NC, offset_NC
+
+
+def _storable(values_N: np.ndarray) -> np.ndarray:
+    """Text as fixed-length UTF-8 (no object arrays, no pickle), everything else as it is."""
+    if values_N.dtype.kind != "U":
+        return values_N
+    encoded = np.char.encode(values_N, "utf-8")
+    length = max(1, encoded.dtype.itemsize)
+    return encoded.astype(h5py.string_dtype("utf-8", length))
+
+
+class Shard:
+    """A shard opened for reading: checked against its manifest entry, its signal mapped into memory on the first read."""
+
+    def __init__(self, folder: Path, entry: Mapping, *, shape_CT: tuple[int, int], dtype: str) -> None:
+        self.path = folder / entry["file"]
+        self.n_windows = int(entry["n_windows"])
+        self.shape = (self.n_windows, *shape_CT)
+        self.dtype = dtype
+        self._check_size(int(entry["bytes"]))
+        self._offsets = self._locate()
+        self._maps: dict[str, np.ndarray] = {}
+
+    def _check_size(self, expected: int) -> None:
+        if not self.path.is_file():
+            raise ValueError(f"the store lacks its shard {self.path}; restore it or prepare the store again")
+        size = self.path.stat().st_size
+        if size != expected:
+            raise ValueError(f"shard {self.path} is damaged: {size} bytes, the manifest says {expected}; restore it or prepare the store again")
+
+    def _locate(self) -> dict[str, int]:
+        names = ("signal", "scale", "offset") if self.dtype == "int16" else ("signal",)
+        try:
+            with h5py.File(self.path, "r") as file:
+                schema, n_windows, shape = int(file.attrs["schema"]), int(file.attrs["n_windows"]), file["signal"].shape
+                stored = file["signal"].dtype
+                offsets = {name: file[name].id.get_offset() for name in names}
+        except (OSError, KeyError, RuntimeError) as error:
+            raise ValueError(f"shard {self.path} is damaged: {error}; restore it or prepare the store again") from error
+        if schema > SCHEMA:
+            raise ValueError(f"shard {self.path} has schema {schema}, this physio-data reads up to {SCHEMA}: update physio-data")
+        if n_windows != self.n_windows or shape != self.shape or stored != np.dtype("<i2" if self.dtype == "int16" else "<f4"):
+            raise ValueError(
+                f"shard {self.path} is damaged: it holds {shape} {stored}, the manifest says {self.shape} {self.dtype}; restore it or prepare the store again"
+            )
+        if self.n_windows and None in offsets.values():
+            raise ValueError(f"shard {self.path} is damaged: its signal is not contiguous; prepare the store again")
+        return offsets
+
+    def _map(self, name: str) -> np.ndarray:
+        if name not in self._maps:
+            dtype = "<i2" if name == "signal" and self.dtype == "int16" else "<f4"
+            shape = self.shape if name == "signal" else self.shape[:2]
+            mapped = np.memmap(self.path, dtype=dtype, mode="r", offset=self._offsets[name], shape=shape)
+            self._maps[name] = mapped.view(np.ndarray)  # a plain view: np.memmap's own indexing costs more than a short read
+        return self._maps[name]
+
+    def read(self, rows_B: np.ndarray, out_BCT: np.ndarray) -> None:
+        """Write the windows `rows_B` (valid row numbers of this shard) into `out_BCT` float32."""
+        if self.dtype == "int16":
+            np.multiply(self._map("signal")[rows_B], self._map("scale")[rows_B][..., None], out=out_BCT)
+            out_BCT += self._map("offset")[rows_B][..., None]
+        else:  # the caller has checked the rows; any mode but "raise" lets NumPy write straight into `out`
+            np.take(self._map("signal"), rows_B, axis=0, out=out_BCT, mode="clip")
+
+    def scatter(self, rows_B: np.ndarray, out_BCT: np.ndarray, places_B: np.ndarray) -> None:
+        """Write the windows `rows_B` to `out_BCT[places_B]`."""
+        if self.dtype == "int16":
+            part_BCT = np.empty((len(rows_B), *self.shape[1:]), np.float32)
+            self.read(rows_B, part_BCT)
+            out_BCT[places_B] = part_BCT
+        elif len(rows_B) > 8:
+            out_BCT[places_B] = self._map("signal")[rows_B]
+        else:
+            signal_NCT = self._map("signal")
+            for place, row in zip(places_B.tolist(), rows_B.tolist(), strict=True):
+                out_BCT[place] = signal_NCT[row]
+
+    def names(self) -> list[str]:
+        """The names of the columns under `/index`, sorted."""
+        found: list[str] = []
+        with h5py.File(self.path, "r") as file:
+            file["index"].visititems(lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None)
+        return sorted(found)
+
+    def column(self, name: str) -> np.ndarray:
+        """A column of `/index`, read from the file: (N,) or (N, ...); text as a NumPy string array."""
+        with h5py.File(self.path, "r") as file:
+            values_N = file[f"index/{name}"][()]
+        return np.char.decode(values_N.astype(np.bytes_), "utf-8") if values_N.dtype.kind == "S" else values_N

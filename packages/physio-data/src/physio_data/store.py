@@ -1,0 +1,288 @@
+"""Reading a store of windows: one row or a batch of rows at a time, through memory maps, from any process.
+
+Shape letters: N windows of the store, B rows asked for, C channels, T samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from physio_data.manifest import file_sha256, read_manifest
+from physio_data.shards import Shard
+
+STORE_SHIFT = 48  # an item of several stores has index = store << 48 | row
+
+
+class Columns(Mapping[str, np.ndarray]):
+    """The columns of a store's index by name, each read from the shards when it is first asked for."""
+
+    def __init__(self, names: Sequence[str], shards: Sequence[Shard]) -> None:
+        self._names, self._shards = tuple(names), shards
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(f"no index column {name!r}; there are {', '.join(self._names)}")
+        if name not in self._read:
+            self._read[name] = np.concatenate([shard.column(name) for shard in self._shards])
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Store:
+    """A store on disk, read only: physical units, one row per window.
+
+    `task` names the label that items and batches carry; without it a store of one task carries that one and a store of several none.
+    Opening checks sizes, shapes and versions; `verify=True` hashes every shard as well. A pickled store reopens by its path, so DataLoader
+    workers may hold it. Raises ValueError for a missing, damaged or newer store and for an unknown task.
+    """
+
+    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False) -> None:
+        self.path = Path(path).resolve()
+        self.manifest, self.hash = read_manifest(self.path)
+        self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
+        self.units: tuple[str, ...] = tuple(self.manifest["units"])
+        self.fs: float = float(self.manifest["fs"])
+        self.n_samples: int = int(self.manifest["n_samples"])
+        self.window_s: float = float(self.manifest["window_s"])
+        self.tasks: dict[str, dict] = self.manifest["tasks"]
+        self.kind: str = self.manifest.get("kind", "")
+        shape_CT, dtype = (len(self.channels), self.n_samples), self.manifest["dtype"]
+        self._shards = [Shard(self.path, entry, shape_CT=shape_CT, dtype=dtype) for entry in self.manifest["shards"]]
+        self._first_S = np.cumsum([0, *(shard.n_windows for shard in self._shards)])
+        if self._first_S[-1] != self.manifest["n_windows"]:
+            raise ValueError(f"{self.path} is damaged: its shards hold {self._first_S[-1]} windows, the manifest says {self.manifest['n_windows']}")
+        self.index = Columns(self.manifest["columns"], self._shards)
+        self.task = self._resolve_task(task)
+        if verify:
+            self.verify()
+
+    def _resolve_task(self, task: str | None) -> str | None:
+        if task is None:
+            return next(iter(self.tasks)) if len(self.tasks) == 1 else None
+        if task not in self.tasks:
+            raise ValueError(f"task {task!r} is not in the store {self.path}; it has {', '.join(self.tasks) or 'none'}")
+        return task
+
+    def __getstate__(self) -> tuple[Path, str | None]:
+        return self.path, self.task
+
+    def __setstate__(self, state: tuple[Path, str | None]) -> None:
+        Store.__init__(self, state[0], task=state[1])
+
+    def __repr__(self) -> str:
+        return f"Store({str(self.path)!r}: {len(self)} windows, {'+'.join(self.channels)}, {self.n_samples} samples at {self.fs:g} Hz)"
+
+    def verify(self) -> None:
+        """Hash every shard and compare with the manifest; ValueError names the first that differs."""
+        for shard, entry in zip(self._shards, self.manifest["shards"], strict=True):
+            if (found := file_sha256(shard.path)) != entry["sha256"]:
+                raise ValueError(f"shard {shard.path} is damaged: SHA-256 {found}, the manifest says {entry['sha256']}; restore it or prepare the store again")
+
+    def __len__(self) -> int:
+        return int(self._first_S[-1])
+
+    def rows(self, fold: str | Sequence[str] | None = None) -> np.ndarray:
+        """Row numbers (n,) int64 of one fold, of several, or of the whole store (None). ValueError for a fold that has no window."""
+        if fold is None:
+            return np.arange(len(self), dtype=np.int64)
+        folds = (fold,) if isinstance(fold, str) else tuple(fold)
+        fold_N = self.index["fold"]
+        there = np.unique(fold_N).tolist()
+        if absent := [name for name in folds if name not in there]:
+            raise ValueError(f"fold {absent[0]!r} has no window in {self.path}; there are {', '.join(there)}")
+        return np.flatnonzero(np.isin(fold_N, folds))
+
+    def label(self, task: str | None = None) -> np.ndarray:
+        """Labels (N,) int64 (-1 unknown) or float64 (NaN unknown), (N, classes) for a multilabel task; `task` None is the store's own."""
+        task = self.task if task is None else self._resolve_task(task)
+        if task is None:
+            raise ValueError(f"name a task: the store {self.path} has {', '.join(self.tasks) or 'none'}")
+        return self.index[f"label/{task}"]
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """Windows in the order asked for: {"signal": (B, C, T) float32, "index": (B,) int64} and, where the store has them,
+        "valid" (B, T) bool (only with short tails), "channel_present" (B, C) bool (only with absent channels), "label" (B, ...).
+        """
+        rows_B = self._checked(rows)
+        batch = {"signal": self._signal(rows_B), "index": rows_B}
+        if self.manifest.get("tails"):
+            batch["valid"] = np.arange(self.n_samples) < self.index["n_valid"][rows_B, None]
+        if self.manifest.get("channels_absent"):
+            batch["channel_present"] = self.index["channel_present"][rows_B]
+        if self.task is not None:
+            batch["label"] = self.label()[rows_B]
+        return batch
+
+    def _checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        rows_B = np.asarray(rows)
+        if rows_B.ndim != 1 or (rows_B.size and rows_B.dtype.kind not in "iu"):
+            raise ValueError(f"rows must be a sequence of whole row numbers, got shape {rows_B.shape}, dtype {rows_B.dtype}")
+        rows_B = rows_B.astype(np.int64)
+        if rows_B.size and (rows_B.min() < 0 or rows_B.max() >= len(self)):
+            raise IndexError(f"rows must lie in 0 ... {len(self) - 1}, got {rows_B.min()} ... {rows_B.max()}")
+        return rows_B
+
+    def _signal(self, rows_B: np.ndarray) -> np.ndarray:
+        out_BCT = np.empty((len(rows_B), len(self.channels), self.n_samples), np.float32)
+        if len(self._shards) == 1:
+            self._shards[0].read(rows_B, out_BCT)
+            return out_BCT
+        shard_B = np.searchsorted(self._first_S, rows_B, side="right") - 1
+        order_B = np.argsort(shard_B, kind="stable")
+        for places in np.split(order_B, np.flatnonzero(np.diff(shard_B[order_B])) + 1):
+            if places.size:
+                shard = int(shard_B[places[0]])
+                self._shards[shard].scatter(rows_B[places] - self._first_S[shard], out_BCT, places)
+        return out_BCT
+
+    def __getitem__(self, row: int) -> dict:
+        """One item: {"signal": (C, T) float32, "index": int, "subject": str} and label, valid, channel_present as in `batch`."""
+        return self.__getitems__([row])[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[dict]:
+        """Items of several rows, read together (PyTorch's loader calls this)."""
+        batch = self.batch(rows)
+        subject_N = self.index["subject"]
+        items = [{key: values[i] for key, values in batch.items()} for i in range(len(batch["index"]))]
+        for item in items:
+            item["index"] = int(item["index"])
+            item["subject"] = str(subject_N[item["index"]])
+        return items
+
+
+class Stores:
+    """Several stores of one input (same channels, units, rate, length) read as one; an index packs (store, row) as store << 48 | row.
+
+    Positions 0 ... N-1 run through the stores in the order given: `rows`, `label` and `__getitem__` count in positions, items and batches
+    carry the packed index. Raises ValueError naming what differs.
+    """
+
+    def __init__(self, stores: Sequence[Store | str | Path], *, task: str | None = None) -> None:
+        self.stores = [store if isinstance(store, Store) else Store(store, task=task) for store in stores]
+        if not self.stores:
+            raise ValueError("stores must name at least one store, got none")
+        first = self.stores[0]
+        for name in ("channels", "units", "fs", "n_samples", "kind"):
+            setattr(self, name, getattr(first, name))
+            for other in self.stores[1:]:
+                if getattr(other, name) != getattr(first, name):
+                    raise ValueError(
+                        f"stores differ in {name}: {first.path} has {getattr(first, name)}, {other.path} has {getattr(other, name)}; prepare alike"
+                    )
+        self.window_s = first.window_s
+        self._common_labels(task)
+        self._first_S = np.cumsum([0, *(len(store) for store in self.stores)])
+        self.index = _JoinedColumns(self.stores)
+
+    def _common_labels(self, task: str | None) -> None:
+        tasks = self.stores[0].tasks
+        self.tasks = {name: spec for name, spec in tasks.items() if all(store.tasks.get(name) == spec for store in self.stores)}
+        if task is not None and task not in self.tasks:
+            raise ValueError(f"task {task!r} is not in every store alike; common are {', '.join(self.tasks) or 'none'}")
+        self.task = task if task is not None else (next(iter(self.tasks)) if len(self.tasks) == 1 else None)
+
+    @property
+    def hash(self) -> str:
+        """The hashes of the stores, joined by commas."""
+        return ",".join(store.hash for store in self.stores)
+
+    @property
+    def manifest(self) -> dict:
+        """The manifest of the first store; what concerns the input is the same in all."""
+        return self.stores[0].manifest
+
+    def __len__(self) -> int:
+        return int(self._first_S[-1])
+
+    def rows(self, fold: str | Sequence[str] | None = None) -> np.ndarray:
+        """Positions (n,) int64 of one fold, of several, or of everything; a store without the fold gives none."""
+        if fold is None:
+            return np.arange(len(self), dtype=np.int64)
+        folds = (fold,) if isinstance(fold, str) else tuple(fold)
+        found = np.flatnonzero(np.isin(self.index["fold"], folds))
+        if not found.size:
+            raise ValueError(f"no window of fold {', '.join(folds)} in {', '.join(str(store.path) for store in self.stores)}")
+        return found
+
+    def label(self, task: str | None = None) -> np.ndarray:
+        """Labels (N,) over all stores, as `Store.label`."""
+        task = task or self.task
+        if task not in self.tasks:
+            raise ValueError(f"name a task that all stores have alike: {', '.join(self.tasks) or 'none'}")
+        return np.concatenate([store.label(task) for store in self.stores])
+
+    def packed(self, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """The packed index (store << 48 | row) of each position."""
+        positions_B = np.asarray(positions, np.int64)
+        store_B = np.searchsorted(self._first_S, positions_B, side="right") - 1
+        return store_B.astype(np.int64) << STORE_SHIFT | (positions_B - self._first_S[store_B])
+
+    def batch(self, positions: Sequence[int] | np.ndarray) -> dict[str, np.ndarray]:
+        """As `Store.batch`, with packed indices; "valid" and "channel_present" are there as soon as one store has them."""
+        positions_B = np.asarray(positions, np.int64)
+        if positions_B.size and (positions_B.min() < 0 or positions_B.max() >= len(self)):
+            raise IndexError(f"positions must lie in 0 ... {len(self) - 1}, got {positions_B.min()} ... {positions_B.max()}")
+        packed_B = self.packed(positions_B)
+        signal_BCT = np.empty((len(positions_B), len(self.channels), self.n_samples), np.float32)
+        batch: dict[str, np.ndarray] = {"signal": signal_BCT, "index": packed_B}
+        if any(store.manifest.get("tails") for store in self.stores):
+            batch["valid"] = np.ones((len(positions_B), self.n_samples), bool)
+        if any(store.manifest.get("channels_absent") for store in self.stores):
+            batch["channel_present"] = np.ones((len(positions_B), len(self.channels)), bool)
+        for number, store in enumerate(self.stores):
+            places = np.flatnonzero(packed_B >> STORE_SHIFT == number)
+            part = store.batch(positions_B[places] - self._first_S[number])
+            for key in ("signal", "valid", "channel_present"):
+                if key in part:
+                    batch[key][places] = part[key]
+        if self.task is not None:
+            batch["label"] = self.index[f"label/{self.task}"][positions_B]
+        return batch
+
+    def __getitem__(self, position: int) -> dict:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: Sequence[int]) -> list[dict]:
+        """Items of several positions, with packed indices."""
+        batch = self.batch(positions)
+        subject_N = self.index["subject"]
+        items = [{key: values[i] for key, values in batch.items()} for i in range(len(positions))]
+        for item, position in zip(items, positions, strict=True):
+            item["index"] = int(item["index"])
+            item["subject"] = str(subject_N[position])
+        return items
+
+
+class _JoinedColumns(Mapping[str, np.ndarray]):
+    """The index columns that all stores have, joined; `next` counts in positions."""
+
+    def __init__(self, stores: Sequence[Store]) -> None:
+        self._stores = stores
+        self._names = tuple(name for name in stores[0].index if all(name in store.index for store in stores))
+        self._read: dict[str, np.ndarray] = {}
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        if name not in self._names:
+            raise KeyError(f"no index column {name!r} in every store; there are {', '.join(self._names)}")
+        if name not in self._read:
+            first = np.cumsum([0, *(len(store) for store in self._stores)])
+            parts = [store.index[name] for store in self._stores]
+            if name == "next":
+                parts = [np.where(part < 0, -1, part + start) for part, start in zip(parts, first[:-1], strict=True)]
+            self._read[name] = np.concatenate(parts)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
