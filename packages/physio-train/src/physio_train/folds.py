@@ -24,7 +24,7 @@ def grouped_folds(groups_N: np.ndarray, labels: np.ndarray, n_folds: int, seed: 
     """Fold number (N,) int64 of each window; whole groups, so no group is ever on two sides.
 
     Groups are dealt at random, equally many to each fold (give or take one), in many draws; the draw whose folds share windows and labels most evenly is
-    taken. It depends on group names, labels and `seed` only. `labels` is (N,) class numbers, 0/1 or a real target, or (N, K) multi-label; -1 and NaN are unknown.
+    taken. It depends on group names, labels and `seed` only. `labels` is (N,) class numbers or a real target, or (N, K) 0/1; -1 and NaN are unknown.
     """
     names, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
     group_N = group_N.reshape(-1)

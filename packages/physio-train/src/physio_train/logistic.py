@@ -77,8 +77,8 @@ def solve(
     gradient = _gradient(loss, z_ND, score, weight, penalty, coef)
     history: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     scale_P = np.ones(n_problems)
-    iteration = 0
-    for iteration in range(max_iter):
+    n_iterations = 0
+    while n_iterations < max_iter:
         done = _dot(gradient, precondition * gradient) * scale_P < tolerance
         if done.any():
             out[:, live[done]] = coef[:, done]
@@ -89,6 +89,7 @@ def solve(
             history = [(s[:, go], y[:, go], r[go]) for s, y, r in history]
         if not len(live):
             break
+        n_iterations += 1
         direction = -_two_loop(gradient, precondition, scale_P, history)
         score_step = _product(z_ND, direction)
         step_P = _line_search(loss, score, score_step, weight, penalty, coef, direction)[:, None]
@@ -102,7 +103,7 @@ def solve(
         history = [*history[-(MEMORY - 1) :], (move, change, 1.0 / curvature_P)]
         gradient = new
     out[:, live] = coef
-    return Solution(np.einsum("dr,rpk->dpk", design.axes_DR, out[:-1]), out[-1], converged_P, iteration)
+    return Solution(np.einsum("dr,rpk->dpk", design.axes_DR, out[:-1]), out[-1], converged_P, n_iterations)
 
 
 class _Binary:

@@ -143,14 +143,15 @@ def mae(labels_N, predicted_N, *, weight=None):
 def r2(labels_N, predicted_N, *, weight=None):
     """Coefficient of determination; NaN for constant labels."""
     y, p, w, one = _known(labels_N, predicted_N, weight, binary=False)
-    y, p = y - y.mean(), p - y.mean()
+    middle = y.mean() if len(y) else 0.0
+    y, p = y - middle, p - middle
     return _done(1.0 - _ratio(w @ (p - y) ** 2, _centred(w, y, y)), one)
 
 
 def pearson(labels_N, predicted_N, *, weight=None):
     """Linear correlation; NaN where either side is constant."""
     y, p, w, one = _known(labels_N, predicted_N, weight, binary=False)
-    y, p = y - y.mean(), p - p.mean()
+    y, p = (y - y.mean(), p - p.mean()) if len(y) else (y, p)
     return _done(_ratio(_centred(w, y, p), np.sqrt(_centred(w, y, y) * _centred(w, p, p))), one)
 
 
