@@ -37,7 +37,7 @@ def job() -> SimpleNamespace:
 def start():
     """`start(train=..., ...)` runs job.py's `train` in a process of its own, forked from one that has torch loaded."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "physio_train"])
+    context.set_forkserver_preload(["torch", "torch._dynamo", "physio_train"])  # the optimiser imports the second: seconds, once
     running = []
 
     def start(**arguments):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from itertools import chain, islice
 
 import numpy as np
 import pytest
@@ -45,13 +45,13 @@ def indices(batches, n):
 def test_ranks_share_one_global_order_disjointly(world_size):
     alone = indices(make(), 15)
     ranks = [indices(make(rank=rank, world_size=world_size), 15) for rank in range(world_size)]
-    assert [sum((ranks[r][i] for r in range(world_size)), []) for i in range(15)] == alone
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
 
 
 def test_an_epoch_visits_no_row_twice_and_the_next_has_another_order():
     batches = make()
     assert batches.steps_per_epoch == 6
-    first, second = (sum(indices(batches, 6), []) for _ in range(2))
+    first, second = (list(chain(*indices(batches, 6))) for _ in range(2))
     assert len(set(first)) == 48 and set(first) <= set(ROWS.tolist())
     assert first != second and set(first) != set(second)
 
@@ -98,7 +98,7 @@ def test_the_position_may_be_taken_up_by_another_number_of_ranks():
     for rank in ranks:
         rank.load_state_dict(batches.state_dict())
     expected = next(batches)["index"].tolist()
-    assert sum((next(rank)["index"].tolist() for rank in ranks), []) == expected
+    assert list(chain(*(next(rank)["index"].tolist() for rank in ranks))) == expected
 
 
 @pytest.mark.parametrize("other", [{"rows": ROWS[:-1]}, {"batch_size": 10}, {"shuffle": False}])

@@ -114,6 +114,8 @@ def test_an_empty_or_absent_folder_has_no_latest(tmp_path):
 
 def test_differing_keys_are_named_and_changeable_ones_pass():
     saved = {"fit": {"lr": 0.1, "n_steps": 5, "betas": [0.9, 0.99]}, "data": {"path": "a", "hash": "x"}}
-    checkpoint.check_config(saved, {"fit": {"lr": 0.1, "n_steps": 9, "betas": (0.9, 0.99)}, "data": {"path": "b", "hash": "x"}}, changeable=["fit.n_steps", "data.path"])
+    checkpoint.check_config(
+        saved, {"fit": {"lr": 0.1, "n_steps": 9, "betas": (0.9, 0.99)}, "data": {"path": "b", "hash": "x"}}, changeable=["fit.n_steps", "data.path"]
+    )
     with pytest.raises(ValueError, match=r"fit\.lr \(0\.1 saved, 0\.2 given\), fit\.new"):
         checkpoint.check_config(saved, {"fit": {"lr": 0.2, "n_steps": 5, "betas": [0.9, 0.99], "new": 1}, "data": saved["data"]})

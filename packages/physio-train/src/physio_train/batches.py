@@ -79,11 +79,13 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
+        steps_per_epoch = self.steps_per_epoch
         if self._source is None:
-            self._source = self._read(self._tickets(self._epoch, self._batch))
+            order = _Order(self.rows, self.batch_size, self.seed, self.shuffle, self.rank, self.world_size)
+            self._source = self._read(order.tickets(self._epoch, self._batch))
         batch = next(self._source)
         self._batch += 1
-        if self._batch == self.steps_per_epoch:
+        if self._batch == steps_per_epoch:
             self._epoch, self._batch = self._epoch + 1, 0
         return batch
 
@@ -95,7 +97,8 @@ class Batches:
         """
         if len(self.rows) < self.world_size:
             raise ValueError(f"{len(self.rows)} windows cannot be shared by {self.world_size} ranks: give at least one a rank, or use fewer ranks")
-        pieces = (self._slice(self.rows[i : i + self.batch_size]) for i in range(0, len(self.rows), self.batch_size))
+        starts = range(0, len(self.rows), self.batch_size)
+        pieces = (np.array_split(self.rows[i : i + self.batch_size], self.world_size)[self.rank] for i in starts)
         return (self._pin(self._reader[VALIDATION_EPOCH, rows]) for rows in pieces if len(rows))
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,17 +116,6 @@ class Batches:
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()
         return {"batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle, "n_rows": len(self.rows), "rows_sha256": digest}
 
-    def _tickets(self, epoch: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(epoch, rows of this rank), from a position on and without end."""
-        while True:
-            order = self.rows[permutation(self.seed, epoch, len(self.rows))] if self.shuffle else self.rows
-            for b in range(batch, self.steps_per_epoch):
-                yield epoch, self._slice(order[b * self.batch_size : (b + 1) * self.batch_size])
-            epoch, batch = epoch + 1, 0
-
-    def _slice(self, rows: np.ndarray) -> np.ndarray:
-        return np.array_split(rows, self.world_size)[self.rank]
-
     def _read(self, tickets: Iterator[tuple[int, np.ndarray]]) -> Iterator[Batch]:
         if self._n_workers == 0:
             return (self._pin(self._reader[ticket]) for ticket in tickets)
@@ -134,6 +126,27 @@ class Batches:
 
     def _pin(self, batch: Batch) -> Batch:
         return {key: value.pin_memory() if isinstance(value, Tensor) else value for key, value in batch.items()} if self._pin_memory else batch
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The global order of windows, and this rank's part of it; apart from `Batches`, so that readers ahead do not hold on to it."""
+
+    rows: np.ndarray
+    batch_size: int
+    seed: int
+    shuffle: bool
+    rank: int
+    world_size: int
+
+    def tickets(self, epoch: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
+        """(epoch, rows of this rank), from a position on and without end."""
+        while True:
+            order = self.rows[permutation(self.seed, epoch, len(self.rows))] if self.shuffle else self.rows
+            for b in range(batch, len(self.rows) // self.batch_size):
+                rows = order[b * self.batch_size : (b + 1) * self.batch_size]
+                yield epoch, np.array_split(rows, self.world_size)[self.rank]
+            epoch, batch = epoch + 1, 0
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""Killed with SIGKILL at any moment and resumed, a run ends with the bytes of one never interrupted; also under two ranks."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from physio_train import checkpoint
+from physio_train.batches import Batches
+
+FILES = ("model.safetensors", "state.safetensors")
+
+
+def last_bytes(folder):
+    return [(checkpoint.latest(folder) / name).read_bytes() for name in FILES]
+
+
+def ranks(start, tmp_path, name, folder, **arguments):
+    """Two ranks of a job; `kill_rank` gets `kill_at`. Waits for both and returns their exit codes."""
+    kill_rank, kill_at = arguments.pop("kill_rank", None), arguments.pop("kill_at", None)
+    common = {"folder": str(folder), "world_size": 2, "meet": str(tmp_path / f"meet_{name}"), **arguments}
+    processes = [start(rank=rank, kill_at=kill_at if rank == kill_rank else None, **common) for rank in range(2)]
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def test_killed_within_a_random_step(job, start, tmp_path):
+    kill_at = int(np.random.default_rng().integers(2, 11))
+    process = start(folder=str(tmp_path / "cut"), kill_at=kill_at)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    newest = checkpoint.latest(tmp_path / "cut")
+    assert newest.name == f"step_{kill_at // 2 * 2}", f"killed at {kill_at}"
+    job.train(str(tmp_path / "cut"), resume=str(newest))
+    job.train(str(tmp_path / "whole"))
+    assert last_bytes(tmp_path / "cut") == last_bytes(tmp_path / "whole"), f"killed at {kill_at}"
+
+
+def test_killed_from_outside_at_a_random_moment_while_saving_every_step(job, start, tmp_path):
+    settings = {"n_steps": 60, "checkpoint_every": 1, "keep_last": 2}
+    process = start(folder=str(tmp_path / "cut"), slow_s=0.005, **settings)
+    while checkpoint.latest(tmp_path / "cut") is None and process.is_alive():
+        time.sleep(0.005)
+    time.sleep(float(np.random.default_rng().uniform(0.0, 0.2)))
+    process.kill()
+    process.join()
+    newest = checkpoint.latest(tmp_path / "cut")
+    job.train(str(tmp_path / "cut"), resume=str(newest), **settings)
+    job.train(str(tmp_path / "whole"), **settings | {"checkpoint_every": 60})
+    assert last_bytes(tmp_path / "cut") == last_bytes(tmp_path / "whole"), f"killed after {newest.name}"
+    assert not [path for path in (tmp_path / "cut").iterdir() if path.name.startswith(".")]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(start, tmp_path_factory):
+    """An uninterrupted run of two ranks, and one whose rank 1 is killed within step 8 and which then resumes."""
+    path = tmp_path_factory.mktemp("two")
+    whole = ranks(start, path, "whole", path / "whole")
+    cut = ranks(start, path, "cut", path / "cut", kill_rank=1, kill_at=7)
+    newest = checkpoint.latest(path / "cut")
+    message = (path / "cut" / "error_rank0.txt").read_text()
+    rest = ranks(start, path, "rest", path / "cut", resume=str(newest))
+    return path, whole, cut, newest, message, rest
+
+
+def test_two_ranks_resume_to_the_same_bytes(two_ranks):
+    path, whole, cut, newest, _, rest = two_ranks
+    assert whole == rest == [0, 0] and cut[1] == -signal.SIGKILL and newest.name == "step_6"
+    assert last_bytes(path / "cut") == last_bytes(path / "whole")
+
+
+def test_a_rank_that_dies_ends_the_others_with_where_to_resume(two_ranks):
+    _, _, cut, newest, message, _ = two_ranks
+    assert cut[0] not in (0, None)
+    assert f"rank 0 of 2 lost contact with another rank: after step 7 of 12; resume from {newest}" in message
+
+
+def test_two_ranks_see_disjoint_windows_in_the_global_order(two_ranks):
+    path = two_ranks[0]
+    seen = [json.loads((path / "whole" / f"seen_rank{rank}.json").read_text())["seen"] for rank in range(2)]
+    alone = Batches([{"x": 0}] * 50, np.arange(50), batch_size=8, seed=3)
+    for first, second in zip(*seen, strict=True):
+        assert not set(first) & set(second)
+        assert first + second == next(alone)["index"].tolist()
+
+
+@pytest.mark.parametrize("batch_size", [8, 7])
+def test_two_ranks_train_what_one_rank_trains(job, start, tmp_path, batch_size):
+    """Without batch norm and dropout, also where the batch does not split evenly; the objective's modules included."""
+    settings = {"norm": False, "dropout": 0.0, "batch_size": batch_size, "accumulate": 2}
+    assert ranks(start, tmp_path, "two", tmp_path / "two", **settings) == [0, 0]
+    job.train(str(tmp_path / "one"), **settings)
+    two, one = (checkpoint.load(checkpoint.latest(tmp_path / name)) for name in ("two", "one"))
+    tensors = {key: value for key, value in one.state.items() if key.startswith(("live/", "modules/", "optimizer/"))}
+    assert len(tensors) > 10
+    for key, value in tensors.items():
+        assert torch.allclose(value.double(), two.state[key].double(), atol=1e-6), key
