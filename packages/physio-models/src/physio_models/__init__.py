@@ -1,0 +1,39 @@
+"""Networks and objectives for self-supervised learning on physiological signals, found by name in two literal tables."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+MODELS: dict[str, str] = {
+    "himae": "physio_models.himae:HiMaeConfig",
+}
+OBJECTIVES: dict[str, str] = {
+    "masked_reconstruction": "physio_models.objectives.masked:MaskedReconstruction",
+}
+
+__all__ = ["MODELS", "OBJECTIVES", "resolve"]
+
+
+def resolve(table: Mapping[str, str], name: str, *, importable: bool = False) -> Any:
+    """The object a table row names, e.g. ``resolve(MODELS, "himae")`` -> ``HiMaeConfig``.
+
+    With ``importable=True`` a ``"module:Object"`` of the caller's own works too; never set it for a name read from a file.
+    ``ValueError`` for an unknown name, with the nearest row.
+    """
+    if name in table:
+        target = table[name]
+    elif importable and ":" in name:
+        target = name
+    else:
+        raise ValueError(f"unknown name {name!r}{nearest(name, table)}; the table has {', '.join(sorted(table))}")
+    module, _, attribute = target.partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def nearest(name: str, known: Any) -> str:
+    """``", did you mean 'x'?"`` for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
