@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="windows per batch")
     parser.add_argument("--himae-items", type=int, default=20_000, help="groups in the HiMAE file (its cost per item does not fall with more)")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--shard-windows", type=int, default=16384, help="windows per shard of the store")
+    parser.add_argument("--shard-windows", type=int, default=None, help="windows per shard (default: half a gigabyte)")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
     args = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="loader-", dir=args.folder))

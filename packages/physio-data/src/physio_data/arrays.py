@@ -33,7 +33,7 @@ def write_store(
     n_valid: Sequence[int] | None = None,
     channel_present_NC: np.ndarray | None = None,
     dtype: str = "float32",
-    shard_windows: int = 16384,
+    shard_windows: int | None = None,
 ) -> Store:
     """Write finite windows in physical units (N, C, T) as a store and open it.
 
@@ -71,8 +71,8 @@ def write_store(
     with locked(path):
         writer = StoreWriter(path, {"from": "arrays"}, shape_CT=x_NCT.shape[1:], dtype=dtype, shard_windows=shard_windows)
         try:
-            for start in range(0, n, shard_windows):
-                part = slice(start, start + shard_windows)
+            for start in range(0, n, writer.shard_windows):
+                part = slice(start, start + writer.shard_windows)
                 if not np.isfinite(x_NCT[part]).all():
                     raise ValueError("signal_NCT must be finite; leave windows with gaps out")
                 writer.add(x_NCT[part], {name: values[part] for name, values in columns.items()}, {}, {})

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from physio_data.manifest import write_atomic
-from physio_data.shards import write_shard
+from physio_data.shards import usual_windows, write_shard
 
 JOURNAL, SPOOL, LOCK = ".journal.jsonl", ".spool.f32", ".lock"
 
@@ -84,8 +84,9 @@ class StoreWriter:
     `header` is everything that decides the content; a folder begun with another header is refused with the differing keys.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, object], *, shape_CT: tuple[int, int], dtype: str, shard_windows: int) -> None:
-        self.folder, self.header, self.shape_CT, self.dtype, self.shard_windows = folder, dict(header), shape_CT, dtype, shard_windows
+    def __init__(self, folder: Path, header: Mapping[str, object], *, shape_CT: tuple[int, int], dtype: str, shard_windows: int | None) -> None:
+        self.folder, self.header, self.shape_CT, self.dtype = folder, dict(header), shape_CT, dtype
+        self.shard_windows = shard_windows or usual_windows(*shape_CT)
         self.shards: list[dict] = []  # {"entry", "n_tasks", "rejected", "folds", ...} of each finished shard
         self._pending: list[dict] = []
         self._load()
