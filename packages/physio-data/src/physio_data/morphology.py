@@ -1,5 +1,6 @@
-"""Hand-crafted features of short ECG and PPG windows: the floor that learned features are compared with. Letters: N windows, C channels, T samples, K beats, F features.
+"""Hand-crafted features of short ECG and PPG windows: the floor that learned features are compared with.
 
+Letters: N windows, C channels, T samples, K beats, L samples about a beat, F features.
 Rhythm and amplitudes come from the beats of `physio_data.beats`; per-beat values are kept as (N, K) with NaN where a window has fewer beats.
 """
 
@@ -26,15 +27,17 @@ def handcrafted(x_NCT: np.ndarray, fs: float, kind: Literal["ppg", "ecg"] = "ppg
     """Features (N, F) float64 of windows and their names; NaN where a window lacks the beats that define one. Several channels stand side by side
     (`ch0/...`); a pulse points up, an ECG may have either polarity. The window should be filtered and in physical units (mV, a.u.).
 
-    Rhythm, from intervals RR between beats (Task Force 1996, Circulation 93:1043): mean, standard deviation, RMSSD, share of |successive differences| above
-    50 ms; shortest and longest over the median (prematurity, compensatory pause); the largest relative fall from one interval to the next; and the largest
-    product of an interval's shortness and the next one's length.
-    Beats: height (QRS peak to peak; pulse foot to peak) as median, coefficient of variation, extremes over the median; width (QRS: time in which the slope
-    energy exceeds a fifth of its top; pulse: at half height), likewise; correlation of each beat with the window's median beat (Orphanidou et al. 2015, IEEE JBHI 19:832).
-    ECG: area of |QRS| about its level, and the share of beats whose main deflection has the rarer sign. PPG: crest time and its share of the interval, area after
-    the peak over before it (the inflection-point area idea of Wang et al. 2009), area and upslope extremes, reflected-wave height over the peak's
-    (Millasseau et al. 2002, Clin Sci 103:371), depth of the foot.
-    Window: standard deviation, skewness (Elgendi 2016, Bioengineering 3:21), excess kurtosis, power shares of three bands, spectral entropy.
+    Rhythm, from intervals RR between beats (Task Force 1996, Circulation 93:1043): mean, standard deviation, RMSSD, share of
+    |successive differences| above 50 ms; shortest and longest over the median (prematurity, compensatory pause); the largest relative
+    fall from one interval to the next; the largest product of an interval's shortness and the next one's excess length.
+    Beats: height (QRS peak to peak; pulse foot to peak) as median, coefficient of variation, extremes over the median; width (QRS: time
+    in which the slope exceeds a fifth of its top; pulse: at half height), likewise; correlation of each beat with the window's median
+    beat (Orphanidou et al. 2015, IEEE JBHI 19:832).
+    ECG: area of |QRS| about its level, and the share of beats whose main deflection has the rarer sign. PPG: crest time and its share of
+    the interval, area after the peak over before it (after the inflection-point area of Wang et al. 2009), area and upslope extremes,
+    reflected-wave height over the peak's (Millasseau et al. 2002, Clin Sci 103:371), depth of the lowest foot.
+    Window: standard deviation, skewness (Elgendi 2016, Bioengineering 3:21), excess kurtosis, power shares of three bands, entropy of
+    the spectrum.
 
     Raises ValueError for another shape than (N, C, T), an unknown kind, a rate below 20 Hz (PPG) or 100 Hz (ECG), and samples that are not finite.
     """

@@ -34,16 +34,16 @@ class SynthesisConfig:
     female: float = 0.5  # fraction of subjects
     rate_bpm: tuple[float, float] = (52.0, 96.0)  # resting rate
     respiration_hz: tuple[float, float] = (0.15, 0.36)
-    rsa_depth: tuple[float, float] = (0.02, 0.14)  # respiratory sinus arrhythmia, peak change of RR as a fraction; falls with age
-    slow_sd: tuple[float, float] = (0.015, 0.045)  # standard deviation of the 0.1-Hz rhythm and of the drift, as a fraction of RR
+    rsa_depth: tuple[float, float] = (0.02, 0.10)  # respiratory sinus arrhythmia, peak change of RR as a fraction; falls with age
+    slow_sd: tuple[float, float] = (0.010, 0.030)  # standard deviation of the 0.1-Hz rhythm and of the drift, as a fraction of RR
 
     pvc_per_min: float = 1.6  # mean over subjects
     pvc_shape: float = 0.7  # shape of the gamma distribution of a subject's rate; small values crowd the beats into few subjects
     pvc_cluster: float = 1.0  # log standard deviation of that rate over time within a subject
-    pvc_coupling: tuple[float, float] = (0.55, 0.88)  # per beat: interval before it as a fraction of the sinus interval
-    pvc_pulse: tuple[float, float] = (0.35, 0.95)  # per beat: what is left of the pulse beyond the shorter filling
+    pvc_coupling: tuple[float, float] = (0.50, 0.78)  # per beat: interval before it as a fraction of the sinus interval
+    pvc_pulse: tuple[float, float] = (0.15, 0.75)  # per beat: what is left of the pulse beyond the shorter filling
     pvc_interpolated: float = 0.08  # fraction of them that fall between two sinus beats without a pause
-    pac_per_min: float = 2.0  # premature atrial beats: the distractor, mean over subjects
+    pac_per_min: float = 1.0  # premature atrial beats: the distractor, mean over subjects
     pac_shape: float = 0.7
     pac_coupling: tuple[float, float] = (0.62, 0.92)
     pac_pause: tuple[float, float] = (1.0, 1.25)  # per beat: interval after it as a fraction of the sinus interval
@@ -52,7 +52,7 @@ class SynthesisConfig:
     af_rate_bpm: tuple[float, float] = (70.0, 125.0)
     af_cv: tuple[float, float] = (0.14, 0.28)  # coefficient of variation of its intervals
 
-    filling: float = 0.6  # how far the pulse amplitude follows the filling time: 0 not at all, 1 in proportion
+    filling: float = 0.8  # how far the pulse amplitude follows the filling time: 0 not at all, 1 in proportion
     amplitude_jitter: float = 0.06  # log standard deviation of the pulse amplitude from beat to beat
     shape_spread: float = 1.0  # scales how much pulse and QRS shapes differ between subjects
     stiffness_spread_m_s: float = 0.9  # standard deviation of pulse-wave velocity about its mean at an age
@@ -63,7 +63,7 @@ class SynthesisConfig:
     baseline_per_min: float = 0.4  # episodes of strong wander
     powerline_per_min: float = 0.2  # only where the rate can hold it
     powerline_hz: float = 50.0
-    motion_per_min: float = 1.5
+    motion_per_min: float = 1.0
     motion_strength: tuple[float, float] = (0.2, 1.2)  # per burst, standard deviation in pulse (PPG) or QRS (ECG) amplitudes
     motion_seconds: tuple[float, float] = (0.6, 4.0)
     pop_per_min: float = 0.3
