@@ -86,7 +86,7 @@ def test_features_tell_the_generators_truth(fs, channel, kind):
         rank = stats.rankdata(sign * found[name][calm])
         positive = holds[calm]
         auroc = (rank[positive].mean() - (positive.sum() + 1) / 2) / (~positive).sum()
-        assert auroc > 0.75, name
+        assert auroc > 0.7, name
 
 
 @pytest.mark.parametrize(("fs", "channel", "kind"), [(25.0, "PPG", "ppg"), (100.0, "ECG", "ecg")])
