@@ -1,0 +1,122 @@
+"""The table: figures of the stored predictions, floors beside them, and never a NaN."""
+
+import json
+
+import numpy as np
+import pytest
+
+from physio_train import metrics, statistics, table
+from physio_train import predictions as pr
+
+WHO = np.repeat(np.char.mod("s%02d", np.arange(16)), 20)
+
+
+def run(row, strength, *, seed=0, repeat=0, y=None, subject=WHO, thresholds=True):
+    rng = np.random.default_rng(0)
+    y = (rng.random(320) < 0.3).astype(float) if y is None else y
+    noise = np.random.default_rng([seed, repeat, 5]).normal(size=320)
+    p = 1 / (1 + np.exp(-(strength * (y == 1) + noise)))
+    place = {"subject": subject, "record": WHO, "start_s": np.tile(np.arange(20.0), 16)}
+    return pr.make(
+        row,
+        {"pvc": p},
+        labels={"pvc": y},
+        seed=seed,
+        repeat=repeat,
+        fold=(np.arange(320) % 4).astype(str),
+        thresholds={"pvc": 0.6} if thresholds else None,
+        **place,
+    )
+
+
+def two_rows():
+    return pr.concatenate([run("pretrained", 2, seed=s, repeat=r) for s in (0, 1) for r in (0, 1)] + [run("twin", 1, seed=s) for s in range(3)])
+
+
+def test_cells_are_means_over_runs_with_intervals_and_paired_differences():
+    found = table.score(two_rows(), heading="inductive", disjoint=True, notes=("a waiver",))
+    runs = [run("pretrained", 2, seed=s, repeat=r).scores["pvc"] for s in (0, 1) for r in (0, 1)]
+    twins = [run("twin", 1, seed=s).scores["pvc"] for s in range(3)]
+    y = run("twin", 1).labels["pvc"]
+    cells = found.row("pretrained").cells
+    expected = statistics.cluster_bootstrap(metrics.auroc, y, runs, WHO)
+    difference = statistics.paired_difference(metrics.auroc, y, runs, twins, WHO)
+    assert (cells["AUROC"].value, cells["AUROC"].low, cells["AUROC"].high) == pytest.approx((expected.point, expected.low, expected.high))
+    got = cells["difference"]
+    assert (got.value, got.low, got.high) == pytest.approx((difference.point, difference.low, difference.high)) and got.low > 0
+    for column, metric in {
+        "AP": metrics.average_precision,
+        "Brier": metrics.brier,
+        "ECE": metrics.ece,
+        "sens@spec.9": metrics.sensitivity_at_specificity,
+    }.items():
+        assert cells[column].value == pytest.approx(np.mean([metric(y, s) for s in runs]))
+    assert cells["F1"].value == pytest.approx(np.mean([metrics.f1_at(y, s, threshold=0.6) for s in runs]))
+    folds = [np.mean([metrics.auroc(y[f::4], s[f::4]) for f in range(4)]) for s in runs]
+    assert cells["AUROC per fold"].value == pytest.approx(np.mean(folds))
+    assert cells["AUROC per record"].value == pytest.approx(statistics.per_record_mean(y, runs, WHO)[0])
+    assert found.row("leak").cells["AUROC"].word == "disjoint" and found.counts["positives"] == int(y.sum()) and "a waiver" in found.notes
+
+
+def test_text_markdown_and_json_hold_no_nan_and_every_row():
+    one_class = pr.concatenate([run("pretrained", 2, y=np.zeros(320)), run("twin", 1, y=np.zeros(320))])
+    for predictions in (two_rows(), one_class, run("solo", 1, y=np.full(320, np.nan)), run("solo", 1, subject=np.full(320, ""))):
+        found = table.score(predictions, disjoint=True)
+        text = found.plain() + found.markdown() + json.dumps(found.to_json(), allow_nan=False)
+        assert "nan" not in text.lower() and all(row in found.plain() for row in predictions.rows)
+        assert "transductive" in found.title()
+
+
+def test_a_csv_read_back_scores_the_same_but_for_f1(tmp_path):
+    before, after = two_rows(), pr.read(pr.write(tmp_path / "p.csv", two_rows()))
+    a, b = table.score(before), table.score(after)
+    for row in ("pretrained", "twin"):
+        for column in set(table.COLUMNS["binary"]) - {"F1"}:
+            assert a.row(row).cells[column] == b.row(row).cells[column]
+    assert b.row("twin").cells["F1"].value is None and "F1" not in b.columns and any("threshold" in note for note in b.notes)
+
+
+def test_each_cell_of_the_twin_is_its_strongest_setting():
+    settings = {"twin": {"as initialised": run("twin", 0.2), "unmasked": run("twin", 1)}}
+    found = table.score(run("pretrained", 2), settings=settings)
+    alone = table.score(run("twin", 1)).row("twin").cells
+    assert found.row("twin").cells["AUROC"] == alone["AUROC"] and found.row("pretrained").cells["difference"].value > 0
+    weak = table.score(run("twin", 0.2)).row("twin").cells
+    assert found.row("twin").cells["ECE"].value == min(weak["ECE"].value, alone["ECE"].value)
+    assert any("as initialised" in note and "unmasked" in note for note in found.notes)
+
+
+def test_unknown_subjects_and_other_windows_are_said():
+    assert any("subjects: unknown" in note for note in table.score(run("a", 1, subject=np.full(320, ""))).notes)
+    shorter = pr.concatenate([run("pretrained", 2).take(np.arange(300)), run("twin", 1)])
+    found = table.score(shorter)
+    assert found.row("pretrained").cells["difference"] == table.Cell() and any("other windows" in note for note in found.notes)
+
+
+def test_few_positives_are_dropped_in_resamples_and_said():
+    y = np.zeros(320)
+    y[:10] = 1
+    assert any("resamples had no defined figure" in note for note in table.score(run("a", 1, y=y)).notes)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel", "regression"])
+def test_every_kind_has_its_columns(kind):
+    rng = np.random.default_rng(1)
+    if kind == "regression":
+        y = {"age": rng.normal(50, 10, 320)}
+        score = {"age": y["age"] + rng.normal(0, 3, 320)}
+    else:
+        k = np.eye(3)[rng.integers(0, 3, 320)] if kind == "multiclass" else (rng.random((320, 3)) < 0.4).astype(float)
+        y = {name: k[:, i] for i, name in enumerate("ABC")}
+        score = {name: 0.5 * k[:, i] + 0.5 * rng.random(320) for i, name in enumerate("ABC")}
+    found = table.score(pr.make("pretrained", score, labels=y, subject=WHO, record=WHO), task="t")
+    assert found.kind == kind and found.row("pretrained").cells[table.COLUMNS[kind][0]].low is not None
+    if kind == "regression":
+        assert found.row("pretrained").cells["MAE"].value == pytest.approx(np.abs(score["age"] - y["age"]).mean())
+
+
+def test_a_missing_row_and_a_wrong_heading_are_named():
+    with pytest.raises(ValueError, match="rows are a"):
+        table.score(run("a", 1)).row("twin")
+    with pytest.raises(ValueError, match="heading"):
+        table.score(run("a", 1), heading="honest")
