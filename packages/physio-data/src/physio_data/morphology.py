@@ -16,7 +16,7 @@ __all__ = ["handcrafted"]
 
 _RHYTHM = ("n_beats", "rate_bpm", "rr_mean_s", "rr_sd_s", "rr_rmssd_s", "rr_pnn50", "rr_min_ratio", "rr_max_ratio", "rr_drop", "rr_early_then_late")
 _BEAT = ("amplitude", "amplitude_cv", "amplitude_min_ratio", "amplitude_max_ratio", "width_s", "width_cv", "width_max_ratio", "width_min_ratio")
-_TEMPLATE = ("template_median", "template_min", "template_p10")
+_TEMPLATE = ("template_median", "template_min", "template_p10", "template_distance_max", "early_odd")
 _SHAPE = ("sd", "skewness", "kurtosis", "band_low", "band_mid", "band_high", "spectral_entropy")
 _ECG = ("area_cv", "area_max_ratio", "area_min_ratio", "opposite_sign")
 _PPG = ("crest_s", "crest_ratio", "area_ratio", "area_min_ratio", "reflection", "upslope_min_ratio", "notch_min_ratio")
@@ -32,7 +32,8 @@ def handcrafted(x_NCT: np.ndarray, fs: float, kind: Literal["ppg", "ecg"] = "ppg
     fall from one interval to the next; the largest product of an interval's shortness and the next one's excess length.
     Beats: height (QRS peak to peak; pulse foot to peak) as median, coefficient of variation, extremes over the median; width (QRS: time
     in which the slope exceeds a fifth of its top; pulse: at half height), likewise; correlation of each beat with the window's median
-    beat (Orphanidou et al. 2015, IEEE JBHI 19:832).
+    beat (Orphanidou et al. 2015, IEEE JBHI 19:832), the log of the largest relative distance to it, and the root of the largest product
+    of a beat's earliness and its 1 - correlation.
     ECG: area of |QRS| about its level, and the share of beats whose main deflection has the rarer sign. PPG: crest time and its share of
     the interval, area after the peak over before it (after the inflection-point area of Wang et al. 2009), area and upslope extremes,
     reflected-wave height over the peak's (Millasseau et al. 2002, Clin Sci 103:371), depth of the lowest foot.
@@ -79,7 +80,7 @@ def _ecg_features(x_NT: np.ndarray, fs: float) -> dict[str, np.ndarray]:
     area_NK = np.abs(around_NKL - level_NK1).mean(2)
     upright_NK = np.where(np.isnan(at_NK), np.nan, top_NK > bottom_NK)
     share_N = _mean(upright_NK)
-    template = _template(_around(x_NT, at_NK, round(0.25 * fs), round(0.35 * fs)))
+    template = _template(_around(x_NT, at_NK, round(0.25 * fs), round(0.35 * fs)), at_NK / fs)
     return {
         **_rhythm(at_NK / fs),
         **_beat_values(top_NK + bottom_NK, width_NK),
@@ -117,7 +118,7 @@ def _ppg_features(x_NT: np.ndarray, fs: float) -> dict[str, np.ndarray]:
     return {
         **_rhythm(foot_NK / fs),
         **_beat_values(height_NK, width_NK),
-        **_template(_around(band_NT, foot_NK, round(0.1 * fs), round(0.6 * fs))),
+        **_template(_around(band_NT, foot_NK, round(0.1 * fs), round(0.6 * fs)), foot_NK / fs),
         "crest_s": _median(crest_s_NK),
         "crest_ratio": _median(crest_s_NK / rr_NK),
         "area_ratio": _median(area_after_NK / area_before_NK),
@@ -164,9 +165,11 @@ def _beat_values(height_NK: np.ndarray, width_NK: np.ndarray) -> dict[str, np.nd
     }
 
 
-def _template(piece_NKL: np.ndarray) -> dict[str, np.ndarray]:
-    """Pearson correlation of each beat with the window's median beat: median, least and tenth percentile; NaN below three beats."""
+def _template(piece_NKL: np.ndarray, beat_s_NK: np.ndarray) -> dict[str, np.ndarray]:
+    """Correlation (Pearson) and distance of each beat to the window's median beat; NaN below three beats."""
     there_NK = ~np.isnan(piece_NKL[:, :, 0])
+    rr_NK = np.diff(beat_s_NK, axis=1, prepend=np.nan)
+    early_NK = np.maximum(1 - rr_NK / _median(rr_NK)[:, None], 0)
     n_windows, n_beats, length = piece_NKL.shape
     median_NL = _median(np.moveaxis(piece_NKL, 1, 2).reshape(-1, n_beats)).reshape(n_windows, length)
     a_NKL = piece_NKL - piece_NKL.mean(2, keepdims=True)
@@ -174,7 +177,15 @@ def _template(piece_NKL: np.ndarray) -> dict[str, np.ndarray]:
     scale_NK = np.sqrt((a_NKL**2).sum(2) * (b_N1L**2).sum(2))
     r_NK = np.where(there_NK & (scale_NK > 0), (a_NKL * b_N1L).sum(2) / np.where(scale_NK > 0, scale_NK, 1.0), np.nan)
     r_NK[there_NK.sum(1) < 3] = np.nan
-    return {"template_median": _median(r_NK), "template_min": _smallest(r_NK), "template_p10": _quantile(r_NK, 0.1)}
+    size_N1 = np.sqrt((b_N1L**2).sum(2))
+    distance_NK = np.sqrt(((a_NKL - b_N1L) ** 2).sum(2)) / np.where(size_N1 > 0, size_N1, np.nan) + 0.0 * r_NK
+    return {
+        "template_median": _median(r_NK),
+        "template_min": _smallest(r_NK),
+        "template_p10": _quantile(r_NK, 0.1),
+        "template_distance_max": np.log(_largest(distance_NK) + 1e-3),
+        "early_odd": np.sqrt(_largest(early_NK * (1 - r_NK))),
+    }
 
 
 def _window(x_NT: np.ndarray, fs: float, bands_hz: tuple[tuple[float, float], ...]) -> dict[str, np.ndarray]:
