@@ -80,7 +80,7 @@ def plain_loss_of_rank(describe: Callable[[], str]) -> Iterator[None]:
         if world().world_size == 1 or not lost or isinstance(error, RankLostError):
             raise
         where = world()
-        raise RankLostError(f"rank {where.rank} of {where.world_size} lost contact with another rank: {describe()} ({error})") from error
+        raise RankLostError(f"rank {where.rank} of {where.world_size} lost contact with another rank: {describe()}") from error
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -110,6 +110,17 @@ def average(tensors: Iterable[Tensor]) -> None:
         flat.div_(n)
 
     _coalesced(tensors, mean)
+
+
+def average_by_parameter(_state, bucket):  # torch refuses annotations that are strings here
+    """Data-parallel hook: average gradients one parameter at a time.
+
+    The order in which a collective of three or more ranks adds depends on where a number lies in the buffer, and torch lays
+    gradients out anew after the first step of a process. Summed by themselves, they round alike before and after a resume.
+    """
+    pending = [dist.all_reduce(gradient, async_op=True).get_future() for gradient in bucket.gradients()]
+    n = world().world_size
+    return torch.futures.collect_all(pending).then(lambda done: [done.wait(), bucket.buffer().div_(n)][1])
 
 
 def gather(tensor: Tensor) -> list[Tensor]:

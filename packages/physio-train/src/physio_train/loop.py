@@ -256,6 +256,8 @@ def _wrapped(model: nn.Module, cfg: FitConfig, device: torch.device) -> nn.Modul
     if distributed.world().world_size > 1 and any(p.requires_grad for p in model.parameters()):
         ids = [device.index] if device.type == "cuda" else None
         model = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=cfg.find_unused)
+        if distributed.world().world_size > 2:
+            model.register_comm_hook(None, distributed.average_by_parameter)
     return torch.compile(model) if cfg.compile else model
 
 
