@@ -25,7 +25,7 @@ import numpy as np
 Kind = Literal["ppg", "ecg"]
 
 FLAT_LAG_S = 0.04  # one sample at 25 Hz; longer than the top of a pulse is flat at 1000 Hz
-EXTREME = 1e-4  # "at the minimum" is within this part of the range
+EXTREME = 1e-6  # "at the minimum" is within this part of the range: a rail repeats one value, the smooth foot of a pulse does not
 SHORTEST_S = 4.0  # below, RATE and TEMPLATE are not decided: there are too few beats
 BEAT_SAMPLES = 32  # K
 _COARSE_HZ = 50.0  # rows are averaged down to about this rate before beats are sought
@@ -107,17 +107,6 @@ def score(x: np.ndarray, fs: float, kind: Kind = "ppg") -> np.ndarray | float:
             beats = _beats(_centred(block_NT[whole_N]), fs, kind)
             score_N[at : at + _BLOCK_ROWS][whole_N] = np.nan_to_num(beats.template_M)
     return float(score_N[0]) if np.ndim(x) == 1 else score_N
-
-
-def pulse_rate(x_NT: np.ndarray, fs: float, kind: Kind = "ppg") -> np.ndarray:
-    """Rate (N,) in beats per minute by autocorrelation, as RATE uses it; NaN without a period or with missing samples."""
-    x_NT = np.atleast_2d(np.asarray(x_NT))
-    _check_kind(kind, fs)
-    rate_N = np.full(len(x_NT), np.nan)
-    whole_N = np.isfinite(x_NT).all(-1)
-    if whole_N.any():
-        rate_N[whole_N] = 60.0 / _period_s(*_pulse_train(_centred(x_NT[whole_N]), fs, kind))
-    return rate_N
 
 
 def skewness(x_NT: np.ndarray) -> np.ndarray:
@@ -206,7 +195,8 @@ def _clipped_fraction(x_MT: np.ndarray, finite_MT: np.ndarray) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         near_M1 = EXTREME * (high_M1 - low_M1)
         at_low_M, at_high_M = ((x_MT <= low_M1 + near_M1) & finite_MT).sum(-1), ((x_MT >= high_M1 - near_M1) & finite_MT).sum(-1)
-    return np.maximum(at_low_M, at_high_M) / np.maximum(finite_MT.sum(-1), 1)
+    fraction_M = np.maximum(at_low_M, at_high_M) / np.maximum(finite_MT.sum(-1), 1)
+    return np.where(high_M1[:, 0] > low_M1[:, 0], fraction_M, 0.0)  # a constant is flat, not clipped
 
 
 def _pulse_train(x_MT: np.ndarray, fs: float, kind: Kind) -> tuple[np.ndarray, float]:
