@@ -81,12 +81,12 @@ def test_features_tell_the_generators_truth(fs, channel, kind):
     plain = calm & ~holds
     np.testing.assert_allclose(np.median(np.abs(found["rate_bpm"] - rate)[plain]), 0, atol=1.5)
     # a premature beat's pulse may be too weak to count, which leaves the pause alone
-    signs = {"rr_max_ratio": 1, "amplitude_min_ratio": -1} if kind == "ppg" else {"rr_min_ratio": -1, "rr_early_then_late": 1, "template_min": -1}
+    signs = {"rr_max_ratio": 1} if kind == "ppg" else {"rr_min_ratio": -1, "rr_early_then_late": 1, "template_min": -1}
     for name, sign in signs.items():
         rank = stats.rankdata(sign * found[name][calm])
         positive = holds[calm]
         auroc = (rank[positive].mean() - (positive.sum() + 1) / 2) / (~positive).sum()
-        assert auroc > 0.7, name
+        assert auroc > 0.75, name
 
 
 @pytest.mark.parametrize(("fs", "channel", "kind"), [(25.0, "PPG", "ppg"), (100.0, "ECG", "ecg")])

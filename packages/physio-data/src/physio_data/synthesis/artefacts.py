@@ -1,15 +1,14 @@
-"""Noise of known kind and place for `synthesis`: each artefact changes a stretch of one channel and marks it."""
+"""Noise of known kind and place: each artefact changes a stretch of one channel and marks it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from enum import IntFlag
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from physio_data.synthesis import SynthesisConfig
+from physio_data.synthesis.config import SynthesisConfig
+from physio_data.synthesis.rhythm import smooth_noise
 
 
 class Noise(IntFlag):
@@ -22,23 +21,6 @@ class Noise(IntFlag):
     CLIPPED = 16
     DROPOUT = 32
     GAP = 64
-
-
-def smooth_noise(rng: np.random.Generator, n: int, fs: float, centre_hz: float, width_hz: float) -> np.ndarray:
-    """Gaussian noise (n,) of unit variance with a Gaussian spectrum about `centre_hz` (McSharry et al. 2003, eq. 3, random phases).
-
-    It is made on a coarse grid and interpolated where the band allows, so its cost does not grow with `fs`.
-    """
-    top_hz = centre_hz + 4 * width_hz
-    coarse_fs = min(fs, 8 * top_hz)
-    m = max(int(np.ceil(n * coarse_fs / fs)) + 2, 4)
-    hz = np.fft.rfftfreq(m, 1 / coarse_fs)
-    gain = np.exp(-0.25 * ((hz - centre_hz) / width_hz) ** 2)
-    gain[0] = gain[0] if centre_hz == 0 else 0.0
-    energy = np.sqrt((gain[1:] ** 2).sum() * 2 + gain[0] ** 2)
-    spectrum = gain * (rng.standard_normal(len(hz)) + 1j * rng.standard_normal(len(hz))) / np.sqrt(2)
-    x = np.fft.irfft(spectrum, m) * m / (energy if energy > 0 else 1.0)
-    return x[:n] if coarse_fs == fs else np.interp(np.arange(n) / fs, np.arange(m) / coarse_fs, x)
 
 
 def add(clean_T: np.ndarray, fs: float, kind: str, rng: np.random.Generator, cfg: SynthesisConfig) -> tuple[np.ndarray, np.ndarray]:
