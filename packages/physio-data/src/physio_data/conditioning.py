@@ -97,7 +97,7 @@ def _kept(recording: Recording, gain_C1: np.ndarray, start_N: np.ndarray, n_vali
         x_CT = conditioned(recording, gain_C1, lo, hi, plan)
         x_CT = np.pad(x_CT, ((0, 0), (0, max(0, int(start_N[part][-1]) + plan.n_samples - hi))), mode="edge")
         x_NCT = cut(x_CT, start_N[part] - lo, plan.n_samples)
-        bits_n = _reasons(x_NCT, n_valid_N[part], plan)
+        bits_n = _reasons(x_NCT, recording, start_N[part], n_valid_N[part], plan)
         kept.append(x_NCT[bits_n == 0])
         bits.append(bits_n)
     return np.concatenate(kept), np.concatenate(bits)
@@ -154,15 +154,26 @@ def _filtered(x_CT: np.ndarray, fs: float, plan: WindowPlan) -> np.ndarray:
     return x_CT if plan.band is None else bandpass(x_CT, fs, *plan.band)
 
 
-def _reasons(x_NCT: np.ndarray, n_valid_N: np.ndarray, plan: WindowPlan) -> np.ndarray:
-    """Reason bits (N,) uint32; without limits only a gap rejects."""
+def _reasons(x_NCT: np.ndarray, recording: Recording, start_N: np.ndarray, n_valid_N: np.ndarray, plan: WindowPlan) -> np.ndarray:
+    """Reason bits (N,) uint32; without limits only a gap rejects. Traces of the converter are sought in the signal as recorded."""
     bits_N = np.where(np.isfinite(x_NCT).all(axis=(1, 2)), 0, int(Reason.MISSING)).astype(np.uint32)
-    if plan.limits is not None:
-        for n_valid in np.unique(n_valid_N):
-            rows = np.flatnonzero((bits_N == 0) & (n_valid_N == n_valid))
-            if rows.size:
-                bits_N[rows] = check(x_NCT[rows, :, :n_valid], plan.fs, plan.kind, plan.limits)
+    if plan.limits is None:
+        return bits_N
+    for n_valid in np.unique(n_valid_N):
+        rows = np.flatnonzero((bits_N == 0) & (n_valid_N == n_valid))
+        if rows.size:
+            bits_N[rows] = check(x_NCT[rows, :, :n_valid], plan.fs, plan.kind, plan.limits, reasons=Reason.RATE | Reason.TEMPLATE)
+            native_nCT = _as_recorded(recording, start_N[rows], int(n_valid), plan.fs)
+            bits_N[rows] |= check(native_nCT, recording.fs, plan.kind, plan.limits, reasons=Reason.FLAT | Reason.CLIPPED)
     return bits_N
+
+
+def _as_recorded(recording: Recording, start_n: np.ndarray, n_valid: int, fs: float) -> np.ndarray:
+    """The same windows at the native rate, before any filter: (n, C, T') float32."""
+    length = n_samples(n_valid / fs, recording.fs)
+    begin_n = np.minimum(np.rint(start_n * (recording.fs / fs)).astype(np.int64), recording.n_samples - length)
+    first, last = int(begin_n.min()), int(begin_n.max()) + length
+    return cut(recording.read(first, last), begin_n - first, length)
 
 
 def _named_reasons(bits_N: np.ndarray) -> list[tuple[int, str]]:

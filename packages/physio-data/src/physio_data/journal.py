@@ -122,9 +122,9 @@ class StoreWriter:
         lines = _json_lines(path)
         if not lines or "header" not in lines[0]:
             raise ValueError(f"{path} is damaged: its first line is no header; delete the folder and prepare again")
-        refuse_different(lines[0]["header"], self.header, self.folder, "was begun")
-        self.shards = lines[0]["shards"]
-        self._pending = lines[1:]
+        self.shards, self._pending = lines[0]["shards"], lines[1:]
+        if self.shards or self._pending:  # with nothing done yet there is nothing to protect
+            refuse_different(lines[0]["header"], self.header, self.folder, "was begun")
 
     def _write_journal(self) -> None:
         lines = [{"header": self.header, "shards": self.shards}, *self._pending]

@@ -279,6 +279,7 @@ def _add(writer: StoreWriter, group: Sequence[str], blocks: list[Block], plan: W
 
 def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected, facts, waived) -> dict:
     if not writer.shards:
+        discard_journal(writer.folder)  # no further try with these parameters can end better
         why = rejected or "every record is shorter than a window"
         raise ValueError(f"no window is left, {facts.get('n_rejected', 0)} were rejected ({why}); choose a shorter window_s, other leads or wider limits")
     entries = [shard["entry"] for shard in writer.shards]
