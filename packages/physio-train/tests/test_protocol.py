@@ -73,6 +73,21 @@ def test_a_fold_with_a_subject_on_both_sides_is_refused():
         train_test("pretrained", x, w, x, w, PVC)
 
 
+def test_a_validation_fold_is_not_fitted_on_and_a_waiver_lets_a_named_subject_stay():
+    x, w = cohort()
+    spec = outer_folds(w.groups, w.y, n_folds=4)[0]
+    held = spec.train[np.isin(w.subject[spec.train], np.unique(w.subject[spec.train])[:4])]
+    part, _, fitted = next(each_fold("pretrained", x, w, PVC, [spec], validation=held))
+    moved = x.copy()
+    moved[held] *= 100
+    (_, _, other) = next(each_fold("pretrained", moved, w, PVC, [spec], ProbeConfig(strengths=tuple(fitted.strength_K)), validation=held))
+    assert np.allclose(fitted.coef_DK, other.coef_DK, atol=1e-5) and np.array_equal(fitted.mean_D, other.mean_D) and len(part) == len(spec.test)
+    leaky = type(spec)(seed=0, repeat=0, fold="test", train=np.append(spec.train, spec.test[0]), test=spec.test)
+    assert cross_validate("pretrained", x, w, PVC, [leaky], allow_shared=frozenset({w.subject[spec.test[0]]})).predictions.fold[0] == "test"
+    with pytest.raises(ValueError, match="both the train and the test side"):
+        next(each_fold("pretrained", x, w, PVC, [spec], validation=spec.test))
+
+
 def test_features_may_depend_on_the_fold_and_the_seed():
     x, w = cohort()
     specs = outer_folds(w.groups, w.y, n_folds=4, repeats=2, seeds=(0, 3))

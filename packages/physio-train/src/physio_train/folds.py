@@ -15,7 +15,7 @@ class FoldSpec:
 
     seed: int
     repeat: int
-    fold: int
+    fold: int | str  # number of the outer fold, or the name of the store's fold that is tested
     train: np.ndarray  # (n,) int64 rows
     test: np.ndarray  # (m,) int64 rows
 

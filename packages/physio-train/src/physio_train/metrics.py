@@ -84,10 +84,9 @@ def confusion(labels_N, scores_N, *, threshold: float = 0.5) -> Confusion:
     y, d, w, _ = _known(labels_N, np.asarray(scores_N, dtype=np.float64) >= threshold, None)
     tp, fp, fn = float(w[0] @ (y * d)), float(w[0] @ ((1 - y) * d)), float(w[0] @ (y * (1 - d)))
     tn = len(y) - tp - fp - fn
-    ratio = lambda a, b: a / b if b else float("nan")  # noqa: E731
-    f1 = ratio(2 * tp, 2 * tp + fp + fn)
-    mcc = ratio(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
-    return Confusion(tn, fp, fn, tp, f1, ratio(tp, tp + fp), ratio(tp, tp + fn), ratio(tn, tn + fp), ratio(tp + tn, len(y)), float(mcc))
+    f1 = _share(2 * tp, 2 * tp + fp + fn)
+    mcc = _share(tp * tn - fp * fn, np.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)))
+    return Confusion(tn, fp, fn, tp, f1, _share(tp, tp + fp), _share(tp, tp + fn), _share(tn, tn + fp), _share(tp + tn, len(y)), float(mcc))
 
 
 def brier(labels_N, probabilities_N, *, weight=None):
@@ -210,6 +209,10 @@ def _probability(p: np.ndarray) -> np.ndarray:
 
 def _ratio(a, b):
     return np.divide(a, b, out=np.full(np.broadcast_shapes(np.shape(a), np.shape(b)), np.nan), where=np.asarray(b) > 0)
+
+
+def _share(a: float, b: float) -> float:
+    return a / b if b else float("nan")
 
 
 def _centred(w: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

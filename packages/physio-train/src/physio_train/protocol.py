@@ -88,30 +88,50 @@ class Scored:
 
 
 def cross_validate(
-    row: str, features: np.ndarray | FeaturesOf, windows: Windows, task: Task, specs: Sequence[FoldSpec], config: ProbeConfig | None = None
+    row: str,
+    features: np.ndarray | FeaturesOf,
+    windows: Windows,
+    task: Task,
+    specs: Sequence[FoldSpec],
+    config: ProbeConfig | None = None,
+    *,
+    validation: np.ndarray | None = None,
+    allow_shared: frozenset[str] = frozenset(),
 ) -> Scored:
     """Fit inside every outer fold and score its test windows; see `each_fold`, which yields them one by one for a progress bar."""
-    done = list(each_fold(row, features, windows, task, specs, config))
+    done = list(each_fold(row, features, windows, task, specs, config, validation=validation, allow_shared=allow_shared))
     return Scored(predictions=concatenate([part for part, _, _ in done]), probes=[(spec, fitted) for _, spec, fitted in done])
 
 
 def each_fold(
-    row: str, features: np.ndarray | FeaturesOf, windows: Windows, task: Task, specs: Sequence[FoldSpec], config: ProbeConfig | None = None
+    row: str,
+    features: np.ndarray | FeaturesOf,
+    windows: Windows,
+    task: Task,
+    specs: Sequence[FoldSpec],
+    config: ProbeConfig | None = None,
+    *,
+    validation: np.ndarray | None = None,
+    allow_shared: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[Predictions, FoldSpec, Probe]]:
     """One (predictions, fold, probe) per spec of `outer_folds`.
 
     `features` is (N, D) for all windows, or a function of the fold that returns it: an encoder pretrained on `spec.train` alone, or a twin of seed `spec.seed`.
-    The probe sees features and labels of `spec.train` only; test labels are written beside the scores and read by nothing else.
+    The probe sees features and labels of `spec.train` only; test labels are written beside the scores and read by nothing else. `validation` (rows) are a
+    corpus's own validation fold: they choose strength and threshold in place of inner folds and are not fitted on. Raises ValueError where a subject is on
+    both sides, or in `validation` and tested, unless `allow_shared` names it.
     """
     config = config or ProbeConfig(kind=task.kind)
     _check_kind(config, task)
     groups = windows.groups
     for spec in specs:
-        check_apart(groups[spec.train], groups[spec.test])
+        train = spec.train if validation is None else np.setdiff1d(spec.train, validation)
+        check_apart(groups[train if validation is None else np.union1d(train, validation)], groups[spec.test], allow_shared)
         x_ND = features(spec) if callable(features) else features
         if len(x_ND) != len(windows):
             raise ValueError(f"features must have a row for each of the {len(windows)} windows, got {len(x_ND)}")
-        fitted = probe.fit(x_ND[spec.train], windows.y[spec.train], groups[spec.train], config, classes=task.classes)
+        chooser = None if validation is None else (x_ND[validation], windows.y[validation])
+        fitted = probe.fit(x_ND[train], windows.y[train], groups[train], config, classes=task.classes, validation=chooser)
         part = predict(row, fitted, x_ND[spec.test], windows.take(spec.test), task, seed=spec.seed, repeat=spec.repeat, fold=str(spec.fold))
         yield part, spec, fitted
 
