@@ -150,8 +150,9 @@ def load(folder: str | Path) -> Probe:
 
 def _logistic(z_ND: np.ndarray, y_NK: np.ndarray, held_N: np.ndarray, n_outputs: int, config: ProbeConfig) -> dict[str, Any]:
     """All inner folds and the whole training set at every strength, in one solve per label."""
-    design = logistic.design(z_ND)
-    solved = [_one_label(design, z_ND, column, held_N, max(n_outputs if config.kind == "multiclass" else 2, 2), config) for column in y_NK.T]
+    fit_rows = np.flatnonzero(held_N == -1) if np.any(held_N == -1) else np.arange(len(held_N))  # a validation fold has no part in the fit
+    design = logistic.design(z_ND[fit_rows])
+    solved = [_one_label(design, fit_rows, z_ND, column, held_N, max(n_outputs if config.kind == "multiclass" else 2, 2), config) for column in y_NK.T]
     coef, intercept, strength, threshold, figure, converged = zip(*solved, strict=True)
     return {
         "coef_DK": np.concatenate(coef, axis=1),
@@ -163,7 +164,7 @@ def _logistic(z_ND: np.ndarray, y_NK: np.ndarray, held_N: np.ndarray, n_outputs:
     }
 
 
-def _one_label(design, z_ND, y_N, held_N, n_classes, config):
+def _one_label(design, fit_rows, z_ND, y_N, held_N, n_classes, config):
     known = np.isfinite(y_N)
     target = np.where(known, y_N, 0).astype(np.int64)
     folds = [int(f) for f in np.unique(held_N[held_N >= 0])]
@@ -175,7 +176,7 @@ def _one_label(design, z_ND, y_N, held_N, n_classes, config):
     training = [rows for rows, good in zip(training, usable, strict=True) if good]
     weight_NF = np.stack([_weights(target, rows, n_classes, config.weights) for rows in training], axis=1)
     n_fits, grid = len(training), np.array(config.grid)
-    solution = logistic.solve(design, target, np.tile(weight_NF, (1, len(grid))), np.repeat(grid, n_fits), n_classes=n_classes)
+    solution = logistic.solve(design, target[fit_rows], np.tile(weight_NF[fit_rows], (1, len(grid))), np.repeat(grid, n_fits), n_classes=n_classes)
     score = np.full((len(grid), len(z_ND), solution.coef_DPK.shape[2]), np.nan)
     for i, f in enumerate(folds):
         rows = held_N == f
