@@ -160,7 +160,10 @@ def slope_sum(band_T: np.ndarray, fs: float) -> np.ndarray:
 
 
 def pick_pulses(rise_T: np.ndarray, fs: float) -> np.ndarray:
-    """Moments of steepest rise (K,): maxima of the slope sum, 0.3 s apart, of at least 0.3 of what is usual among their neighbours."""
+    """Moments of steepest rise (K,): maxima of the slope sum, 0.3 s apart, of at least a quarter of what is usual among their neighbours.
+
+    A rise of less than 0.7 of the one before it and within 0.45 s of it is taken for that pulse's reflected wave.
+    """
     from scipy.ndimage import percentile_filter
     from scipy.signal import find_peaks
 
@@ -168,8 +171,12 @@ def pick_pulses(rise_T: np.ndarray, fs: float) -> np.ndarray:
     if not len(at):
         return at.astype(np.int64)
     height = rise_T[at]
-    usual = percentile_filter(height, 70, size=21, mode="reflect")
-    return at[height > np.maximum(0.3 * usual, 1e-9)]
+    usual = percentile_filter(height, 80, size=21, mode="reflect")
+    strong = height > np.maximum(0.25 * usual, 1e-9)
+    at, height = at[strong], height[strong]
+    reflected = np.zeros(len(at), bool)
+    reflected[1:] = (np.diff(at) < 0.45 * fs) & (height[1:] < 0.7 * height[:-1])
+    return at[~reflected]
 
 
 def feet(band_T: np.ndarray, steep_K: np.ndarray, fs: float) -> np.ndarray:
