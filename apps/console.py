@@ -1,0 +1,133 @@
+"""How every app talks: progress to stderr, tables to stdout, one JSON line at the end, errors in one sentence, Ctrl-C with the way to go on.
+
+Exit codes: 0 done, 1 a job that failed, 2 a user's mistake, 130 stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NoReturn
+
+LINE_EVERY_S = 15.0  # between plain progress lines where there is no terminal
+
+
+class Stopped(Exception):
+    """The user stopped the app; the text says how to go on."""
+
+
+class Failed(Exception):
+    """A job that could not be finished though nothing was asked wrongly; the text says why and how to go on."""
+
+
+def run(main: Callable[[Sequence[str]], Mapping[str, object] | None]) -> NoReturn:
+    """Call `main(arguments)`, print the summary that it returns as one JSON line, and exit with the right code."""
+    signal.signal(signal.SIGTERM, _interrupt)  # torchrun and schedulers stop a job so
+    try:
+        summary = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        _leave(2, f"error: {error}")
+    except Failed as error:
+        _leave(1, f"error: {error}")
+    except Stopped as stopped:
+        _leave(130, f"stopped; {stopped}")
+    except KeyboardInterrupt:
+        _leave(130, "stopped; the same command goes on where it was interrupted")
+    if summary is not None:
+        print(json.dumps(_plain(summary), allow_nan=False), flush=True)
+    sys.exit(0)
+
+
+def say(text: str) -> None:
+    """A line for the reader, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
+class Interrupts:
+    """Turns the first Ctrl-C into a flag that a loop reads between two steps; a second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupts:
+        self._before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+Report = Callable[[int, str], None]
+"""`report(done, text)`: how far a piece of work is."""
+
+
+@contextmanager
+def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Report]:
+    """A progress bar on a terminal, else a line every 15 s and one at the end. Yields `report(done, text)`; `quiet` shows nothing."""
+    if quiet:
+        yield lambda done, text="": None
+    elif sys.stderr.isatty():
+        with _bar(what, total) as report:
+            yield report
+    else:
+        began = last = time.monotonic()
+        state = {"done": 0, "text": ""}
+
+        def report(done: int, text: str = "") -> None:
+            nonlocal last
+            state.update(done=done, text=text)
+            if time.monotonic() - last >= LINE_EVERY_S:
+                last = time.monotonic()
+                say(f"{what}: {done}/{total} {text}".rstrip())
+
+        yield report
+        say(f"{what}: {state['done']}/{total} {state['text']}".rstrip() + f" ({time.monotonic() - began:.0f} s)")
+
+
+@contextmanager
+def _bar(what: str, total: int) -> Iterator[Report]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, text="")
+        yield lambda done, text="": bar.update(task, completed=done, text=text)
+
+
+def command(app: str, *arguments: object) -> str:
+    """The shell command that runs an app of this folder, for messages."""
+    return " ".join(["uv run", f"apps/{app}.py", *map(str, arguments)])
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _leave(code: int, text: str) -> NoReturn:
+    say(text)
+    sys.exit(code)
+
+
+def _plain(value: object) -> object:
+    """What JSON can hold: numbers that are not finite become null, paths text."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
