@@ -19,6 +19,8 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from physio_data.arrays import write_store
 from physio_data.store import Store
@@ -27,7 +29,7 @@ Read = Callable[[np.ndarray], np.ndarray]  # rows (B,) -> signal (B, 1, T)
 LIMITS = {  # ours against: (must, aim), as times faster; the memory gather is a fraction of its speed
     "HiMAE layout, opened per item": (500.0, 1500.0),
     "h5py per item": (10.0, 30.0),
-    "in memory, item by item": (15.0, 30.0),
+    "in memory, DataLoader per item": (15.0, 30.0),
     "memory gather": (0.5, 1.0),
 }
 
@@ -46,8 +48,11 @@ def readers(store: Store, x_NCT: np.ndarray, himae: Path, n_himae: int, one_file
         out_BCT = np.empty((len(rows_B), *x_NCT.shape[1:]), np.float32)
         return np.take(x_NCT, rows_B, axis=0, out=out_BCT, mode="clip")
 
-    def items(rows_B: np.ndarray) -> np.ndarray:
-        return np.stack([np.array(x_NCT[row]) for row in rows_B])
+    dataset = TensorDataset(torch.from_numpy(x_NCT), torch.arange(len(x_NCT)))
+
+    def items(rows_B: np.ndarray) -> np.ndarray:  # what PyTorch does by itself with tensors in memory: item by item, then collated
+        loader = DataLoader(dataset, batch_size=len(rows_B), sampler=rows_B.tolist())
+        return next(iter(loader))[0].numpy()
 
     def h5py_items(rows_B: np.ndarray) -> np.ndarray:
         return np.stack([one_file[row] for row in rows_B])
@@ -58,7 +63,7 @@ def readers(store: Store, x_NCT: np.ndarray, himae: Path, n_himae: int, one_file
     return {
         "ours": (lambda rows_B: store.batch(rows_B)["signal"], 64),
         "memory gather": (gather, 64),
-        "in memory, item by item": (items, 16),
+        "in memory, DataLoader per item": (items, 16),
         "h5py per item": (h5py_items, 8),
         "HiMAE layout, opened per item": (himae_items, 1),
     }
@@ -105,6 +110,7 @@ def main() -> None:
     parser.add_argument("--shard-windows", type=int, default=None, help="windows per shard (default: half a gigabyte)")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="loader-", dir=args.folder))
     try:
         x_NCT = np.random.default_rng(1).standard_normal((args.windows, 1, args.length), dtype=np.float32)
@@ -127,14 +133,14 @@ def main() -> None:
 
 def report(times: dict[str, list[float]]) -> None:
     ours = statistics.median(times["ours"])
-    print(f"{'':32s} us/window   ours is     must    aim")
-    print(f"{'ours, .batch':32s} {1e6 * ours:9.2f}")
+    print(f"{'':34s} us/window   ours is     must    aim")
+    print(f"{'ours, .batch':34s} {1e6 * ours:9.2f}")
     summary = {"ours_us": 1e6 * ours}
     for name, (must, aim) in LIMITS.items():
         ratio = statistics.median(theirs / mine for theirs, mine in zip(times[name], times["ours"], strict=True))
         summary[name] = ratio
         verdict = "reaches the aim" if ratio >= aim else "holds" if ratio >= must else "FALLS SHORT"
-        print(f"{name:32s} {1e6 * statistics.median(times[name]):9.2f} {ratio:8.2f} x {must:7g} {aim:6g}  {verdict}")
+        print(f"{name:34s} {1e6 * statistics.median(times[name]):9.2f} {ratio:8.2f} x {must:7g} {aim:6g}  {verdict}")
     print(json.dumps(summary))
     sys.exit(0 if all(summary[name] >= must for name, (must, _) in LIMITS.items()) else 1)
 

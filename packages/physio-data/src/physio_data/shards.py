@@ -121,31 +121,14 @@ class Shard:
             raise ValueError(f"shard {self.path} is damaged: its signal is not contiguous; prepare the store again")
         return offsets
 
-    def _map(self, name: str) -> np.ndarray:
+    def mapped(self, name: str) -> np.ndarray:
+        """A memory map, one window a row: "signal" (N, C * T) as stored, "scale" and "offset" (N, C) of an int16 shard."""
         if name not in self._maps:
             dtype = "<i2" if name == "signal" and self.dtype == "int16" else "<f4"
-            shape = self.shape if name == "signal" else self.shape[:2]
-            mapped = np.memmap(self.path, dtype=dtype, mode="r", offset=self._offsets[name], shape=shape)
+            width = self.shape[1] * (self.shape[2] if name == "signal" else 1)
+            mapped = np.memmap(self.path, dtype=dtype, mode="r", offset=self._offsets[name], shape=(self.n_windows, width))
             self._maps[name] = mapped.view(np.ndarray)  # a plain view: np.memmap's own indexing costs more than a short read
         return self._maps[name]
-
-    def read(self, rows_B: np.ndarray, out_BCT: np.ndarray) -> None:
-        """Write the windows `rows_B` (valid row numbers of this shard) into `out_BCT` float32."""
-        if self.dtype == "int16":
-            np.multiply(self._map("signal")[rows_B], self._map("scale")[rows_B][..., None], out=out_BCT)
-            out_BCT += self._map("offset")[rows_B][..., None]
-        else:  # the caller has checked the rows; any mode but "raise" lets NumPy write straight into `out`
-            np.take(self._map("signal"), rows_B, axis=0, out=out_BCT, mode="clip")
-
-    def scatter(self, rows_B: np.ndarray, out_BCT: np.ndarray, places_B: np.ndarray) -> None:
-        """Write the windows `rows_B` to `out_BCT[places_B]`."""
-        if self.dtype == "int16":
-            part_BCT = np.empty((len(rows_B), *self.shape[1:]), np.float32)
-            self.read(rows_B, part_BCT)
-            out_BCT[places_B] = part_BCT
-        else:
-            signal_NS = self._map("signal").reshape(self.n_windows, -1)
-            out_BCT.reshape(len(out_BCT), -1)[places_B] = np.take(signal_NS, rows_B, axis=0, mode="clip")
 
     def names(self) -> list[str]:
         """The names of the columns under `/index`, sorted."""

@@ -60,6 +60,7 @@ class Store:
         self._first_S = np.cumsum([0, *(shard.n_windows for shard in self._shards)])
         if self._first_S[-1] != self.manifest["n_windows"]:
             raise ValueError(f"{self.path} is damaged: its shards hold {self._first_S[-1]} windows, the manifest says {self.manifest['n_windows']}")
+        self._maps: dict[str, list[np.ndarray]] = {}
         self.index = Columns(self.manifest["columns"], self._shards)
         self.task = self._resolve_task(task)
         if verify:
@@ -132,17 +133,27 @@ class Store:
         return rows_B
 
     def _signal(self, rows_B: np.ndarray) -> np.ndarray:
-        out_BCT = np.empty((len(rows_B), len(self.channels), self.n_samples), np.float32)
-        if len(self._shards) == 1:
-            self._shards[0].read(rows_B, out_BCT)
-            return out_BCT
+        shape_BCT = (len(rows_B), len(self.channels), self.n_samples)
+        stored_BS = self._gathered("signal", rows_B)
+        if stored_BS.dtype == np.float32:
+            return stored_BS.reshape(shape_BCT)
+        signal_BCT = stored_BS.reshape(shape_BCT) * self._gathered("scale", rows_B)[..., None]
+        signal_BCT += self._gathered("offset", rows_B)[..., None]
+        return signal_BCT
+
+    def _gathered(self, name: str, rows_B: np.ndarray) -> np.ndarray:
+        """Rows of a mapped dataset, in the order asked for; every sample is copied once."""
+        maps = self._maps.setdefault(name, [])
+        if not maps:
+            maps.extend(shard.mapped(name) for shard in self._shards)
+        out_BS = np.empty((len(rows_B), maps[0].shape[1]), maps[0].dtype)
+        if len(maps) == 1:  # the rows are checked; any mode but "raise" lets NumPy write straight into `out`
+            return np.take(maps[0], rows_B, axis=0, out=out_BS, mode="clip")
         shard_B = np.searchsorted(self._first_S, rows_B, side="right") - 1
-        order_B = np.argsort(shard_B, kind="stable")
-        for places in np.split(order_B, np.flatnonzero(np.diff(shard_B[order_B])) + 1):
-            if places.size:
-                shard = int(shard_B[places[0]])
-                self._shards[shard].scatter(rows_B[places] - self._first_S[shard], out_BCT, places)
-        return out_BCT
+        local_B = rows_B - self._first_S[shard_B]
+        for place, (shard, row) in enumerate(zip(shard_B.tolist(), local_B.tolist(), strict=True)):
+            out_BS[place] = maps[shard][row]
+        return out_BS
 
     def __getitem__(self, row: int) -> dict:
         """One item: {"signal": (C, T) float32, "index": int, "subject": str} and label, valid, channel_present as in `batch`."""
