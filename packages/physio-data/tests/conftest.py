@@ -2,6 +2,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("steady", deadline=None, derandomize=True, database=None)  # a busy machine fails no test, and leaves no folder
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

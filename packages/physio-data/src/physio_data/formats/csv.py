@@ -108,7 +108,8 @@ def _read_table(path: Path) -> _Table:
         numbered.pop()
     if not numbered:
         raise ValueError(f"{path}: no data, only {len(comments)} comment lines; the file may be cut off")
-    delimiter = _delimiter(numbered[min(1, len(numbered) - 1)][1])
+    lines = [line for _, line in numbered if line.strip()]
+    delimiter = _delimiter(lines[min(1, len(lines) - 1)])  # the first may be a header
     rows = [(number, _split(line, delimiter)) for number, line in numbered]
     decimal_comma = delimiter == ";" and any("," in cell for cell in rows[-1][1])
     if len(rows[0][1]) > 1:

@@ -343,7 +343,7 @@ def _join(path: Path, metadata: Path, labels: np.ndarray, patients: np.ndarray) 
             raise ValueError(f"{where}: pvc is {row['pvc']} and /labels of {path} has {label:g}; the two files are not of one export")
         if (ids[i] != cases[i]) if literal else (case_of.setdefault(ids[i], cases[i]) != cases[i] or id_of.setdefault(cases[i], ids[i]) != ids[i]):
             raise ValueError(
-                f"{where}: case_id_num is {row['case_id_num']} and /patient_ids of {path} has {patients[i]!r}; the two files are not of one export"
+                f"{where}: case_id_num is {row['case_id_num']} and /patient_ids of {path} has {str(patients[i])!r}; the two files are not of one export"
             )
         segments[i] = int(number["segment_idx"])
         rates.add(number["fs"])

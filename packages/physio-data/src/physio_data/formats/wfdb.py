@@ -67,7 +67,7 @@ def open_wfdb_groups(path: str | os.PathLike[str], *, subject: str | None = None
                 annotations=read_annotations(base, annotation, fs=header.fs) if annotation else None,
                 age=age,
                 sex=sex,
-                reader=WfdbReader(str(base), rows, factor, n_frames if header.sig_len is not None else None),
+                reader=WfdbReader(str(base), rows, factor, _needs_whole(header)),
             )
         )
     return tuple(recordings)
@@ -124,23 +124,28 @@ def age_and_sex(comments: Iterable[str]) -> tuple[float, str]:
 class WfdbReader:
     """Reads some channels of a record by range; ``factor`` samples per frame, every call opens the files anew.
 
-    ``n_frames`` is ``None`` where the header states no length: then `wfdb` reads to the end and the range is cut from that.
+    With ``whole`` the record is read whole and the range cut from it: format 8 stores differences, which `wfdb` would sum from the
+    first sample it reads, and without a length in the header it takes no end.
     """
 
     base: str
     rows: tuple[int, ...]
     factor: int
-    n_frames: int | None
+    whole: bool
 
     def __call__(self, start: int, stop: int) -> np.ndarray:
-        first, last = start // self.factor, -(-stop // self.factor)
-        sampto = None if self.n_frames is None else min(last, self.n_frames)
+        first, last = (0, None) if self.whole else (start // self.factor, -(-stop // self.factor))
         try:
-            record = _wfdb().rdrecord(self.base, sampfrom=first, sampto=sampto, channels=list(self.rows), physical=True, smooth_frames=False, m2s=True)
+            record = _wfdb().rdrecord(self.base, sampfrom=first, sampto=last, channels=list(self.rows), physical=True, smooth_frames=False, m2s=True)
         except (ValueError, IndexError, OSError) as error:
             raise ValueError(f"{self.base}: samples [{start}, {stop}) cannot be read ({error}); check the signal files against the header") from error
         x_CT = np.stack([np.asarray(x, np.float32) for x in record.e_p_signal])
         return x_CT[:, start - first * self.factor : stop - first * self.factor]
+
+
+def _needs_whole(header) -> bool:
+    segments = getattr(header, "segments", None) or [header]
+    return header.sig_len is None or any(str(fmt) == "8" for segment in segments if segment is not None for fmt in (segment.fmt or ()))
 
 
 def _wfdb() -> ModuleType:
