@@ -10,8 +10,8 @@ from torch import Tensor
 
 from physio_models.interface import Encoded
 
-Pool = Literal["mean", "max", "std", "mean+max", "mean+max+std", "tokens"]
-POOLS: tuple[str, ...] = ("mean", "max", "std", "mean+max", "mean+max+std", "tokens")
+Pool = Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"]
+POOLS: tuple[str, ...] = ("mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens")
 
 
 def pool(tokens_BND: Tensor, how: Pool = "mean", valid_BN: Tensor | None = None) -> Tensor:

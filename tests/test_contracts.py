@@ -1,0 +1,118 @@
+"""What every row of every table promises: a new corpus, model or objective is covered by standing in its table."""
+
+import math
+
+import numpy as np
+import physio_data.normalize
+import pytest
+import torch
+from physio_data.corpora import CORPORA, corpus
+from physio_models import MODELS, OBJECTIVES, resolve
+from physio_models.contract import NORMALIZATIONS, normalize
+from physio_models.interface import Encoded
+from physio_train.streams import Streams
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_corpus_states_what_it_is(name):
+    row = corpus(name)
+    assert row.name == name
+    assert all(row.card().values()), f"the card of {name} has an empty field"
+    assert row.access in ("open", "credentialed", "generated")
+    assert row.defaults.window_s is None or row.defaults.window_s > 0
+
+
+@pytest.mark.parametrize("name", CORPORA)
+def test_every_corpus_refuses_an_option_it_does_not_have(name):
+    with pytest.raises(ValueError, match="no_such_option"):
+        next(iter(corpus(name).records(None, no_such_option=1)))
+
+
+def built(name):
+    config = resolve(MODELS, name).preset("tiny")
+    torch.manual_seed(0)
+    return config, config.build()
+
+
+def signal(config, n=3):
+    return torch.randn(n, config.n_channels, config.n_samples, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_encodes_to_tokens_pooled_and_levels(name):
+    config, model = built(name)
+    encoded = model.eval().encode(signal(config))
+    assert isinstance(encoded, Encoded)
+    assert encoded.pooled_BD.shape == (3, encoded.tokens_BND.shape[-1])
+    assert list(encoded.levels), "a model names its levels, shallow to deep"
+    assert all(level.ndim == 3 and level.shape[0] == 3 for level in encoded.levels.values())
+    assert torch.equal(list(encoded.levels.values())[-1], encoded.tokens_BND)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_encoding_is_pure(name):
+    config, model = built(name)
+    model.eval()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    x = signal(config)
+    kept = x.clone()
+    first, again = model.encode(x), model.encode(x)
+    assert torch.equal(first.pooled_BD, again.pooled_BD) and torch.equal(x, kept)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_encoding_does_not_depend_on_the_rest_of_the_batch(name):
+    config, model = built(name)
+    x = signal(config, 4)
+    torch.testing.assert_close(model.eval().encode(x).pooled_BD[:2], model.encode(x[:2]).pooled_BD, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_wrong_channel_count_is_refused(name):
+    config, model = built(name)
+    with pytest.raises(ValueError, match="channel"):
+        model.encode(torch.zeros(2, config.n_channels + 1, config.n_samples))
+
+
+class Draws:
+    """A step at the start of training."""
+
+    def __init__(self, modules):
+        self.modules, self.progress, self.streams = modules, 0.0, Streams(0, 0)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("model_name", MODELS)
+def test_every_objective_gives_a_finite_loss_that_reaches_the_model(name, model_name):
+    config, model = built(model_name)
+    objective = resolve(OBJECTIVES, name)()
+    step = Draws(objective.modules(model))
+    loss = objective(model, {"signal": signal(config), "index": torch.arange(3)}, step)
+    loss.total.backward()
+    assert math.isfinite(loss.total.item())
+    assert any(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_an_objectives_draws_belong_to_the_items_not_to_the_batch(name):
+    config, model = built("himae")
+    model.eval()
+    objective = resolve(OBJECTIVES, name)()
+    x, index = signal(config, 4), torch.arange(4)
+    flipped = objective(model, {"signal": x.flip(0), "index": index.flip(0)}, Draws(objective.modules(model)))
+    straight = objective(model, {"signal": x, "index": index}, Draws(objective.modules(model)))
+    torch.testing.assert_close(flipped.total, straight.total)
+
+
+@pytest.mark.parametrize("name", sorted(set(physio_data.normalize.NORMALIZERS) - {"fixed"}))
+def test_the_two_normalisers_agree(name):
+    """The store's side is NumPy and the encoder's is torch: the same name must mean the same numbers."""
+    x_BCT = np.random.default_rng(0).normal(2.0, 3.0, (5, 2, 301)).astype(np.float32)
+    x_BCT[1, 0] = 7.0
+    ours, _ = physio_data.normalize.normalize(x_BCT, name)
+    np.testing.assert_allclose(normalize(torch.from_numpy(x_BCT), name).numpy(), ours, rtol=1e-5, atol=1e-5)
+
+
+def test_both_sides_know_the_same_normalisations():
+    assert set(NORMALIZATIONS) == set(physio_data.normalize.NORMALIZERS)
