@@ -147,7 +147,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: Path | 
 
 def fingerprint(model: nn.Module, contract: InputContract) -> tuple[float, ...]:
     """Sixteen numbers that a golden input gives: every level's mean, projected; six significant digits."""
-    spec = contract.spec
+    spec = replace(contract.spec, polarity=1)
     pooled_D = Encoder(model, contract).features(golden_input(contract), spec, level="all", pool="mean")[0].double().cpu()
     phase_DK = torch.outer(torch.arange(1, len(pooled_D) + 1, dtype=torch.float64), torch.arange(1, N_FINGERPRINT + 1, dtype=torch.float64) ** 0.5)
     return tuple(float(f"{value:.6g}") for value in (pooled_D @ torch.cos(phase_DK)).tolist())

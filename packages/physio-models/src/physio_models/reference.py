@@ -107,8 +107,10 @@ def _state_dict(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} is no file: give the original's checkpoint")
     try:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values ({str(error).splitlines()[0]}); export its state dict") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values ({(str(error) or type(error).__name__).splitlines()[0]}); export its state dict"
+        ) from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):

@@ -24,7 +24,7 @@ def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
 
 @torch.no_grad()
 def statistics_mismatch(model: nn.Module, x_BCT: Tensor, run: Callable[[Tensor], object] | None = None) -> dict[str, float]:
-    """Variance entering each batch normalisation over its running variance, both averaged over channels; 1 is a fit.
+    """Variance entering each batch normalisation over its running variance, the median over channels; 1 is a fit.
 
     In eval mode on ``run(x)``, by default the encoder on unmasked input. Keys are the layers' names
     (``encoder_layers.0.main_path.1``) in the order they ran; layers that did not run are left out, so a net without running
@@ -35,7 +35,7 @@ def statistics_mismatch(model: nn.Module, x_BCT: Tensor, run: Callable[[Tensor],
     def watch(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             axes = [axis for axis in range(inputs[0].ndim) if axis != 1]
-            ratios[name] = float(inputs[0].float().var(axes, correction=0).mean() / layer.running_var.float().mean())
+            ratios[name] = float((inputs[0].float().var(axes, correction=0) / layer.running_var.float()).median())
 
         return hook
 
@@ -48,12 +48,9 @@ def statistics_mismatch(model: nn.Module, x_BCT: Tensor, run: Callable[[Tensor],
 
 
 def by_level(ratios: dict[str, float]) -> dict[str, float]:
-    """HiMAE's encoder layers summed up: L1 ... -> mean ratio of a level's three normalisations."""
-    levels: dict[str, list[float]] = {}
-    for name, ratio in ratios.items():
-        if name.startswith("encoder_layers."):
-            levels.setdefault(f"L{int(name.split('.')[1]) + 1}", []).append(ratio)
-    return {level: sum(values) / len(values) for level, values in levels.items()}
+    """HiMAE's encoder in short: L1 ... -> the ratio at the level's first normalisation, where its input arrives."""
+    first = [name for name in ratios if name.startswith("encoder_layers.") and name.endswith(".main_path.1")]
+    return {f"L{int(name.split('.')[1]) + 1}": ratios[name] for name in first}
 
 
 @torch.no_grad()
