@@ -105,7 +105,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=100_000, help="windows in the store")
     parser.add_argument("--length", type=int, default=1250, help="samples per window")
     parser.add_argument("--batch", type=int, default=256, help="windows per batch")
-    parser.add_argument("--himae-items", type=int, default=20_000, help="groups in the HiMAE file (its cost per item does not fall with more)")
+    parser.add_argument("--himae-items", type=int, default=None, help="groups in the HiMAE file (default: as many as windows)")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--shard-windows", type=int, default=None, help="windows per shard (default: half a gigabyte)")
     parser.add_argument("--folder", type=Path, default=None, help="where the temporary files go")
@@ -117,7 +117,7 @@ def main() -> None:
         store = write_store(
             folder / "store", x_NCT, fs=125.0, channels=["PPG"], units=["a.u."], subject=["one"] * args.windows, shard_windows=args.shard_windows
         )
-        n_himae = min(args.himae_items, args.windows)
+        n_himae = args.himae_items or args.windows
         write_himae_layout(folder / "himae.h5", x_NCT, n_himae)
         with h5py.File(folder / "one.h5", "w") as file:
             file.create_dataset("signal", data=x_NCT)

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from physio_data import journal, shards
+from physio_data.corpora import corpus
 from physio_data.journal import StoreBusy
 from physio_data.prepare import PrepareConfig, prepare
 from physio_data.store import Store
@@ -292,3 +293,12 @@ def test_bad_requests_are_named(tmp_path):
     for more in ({"fs": 0.0}, {"band": (5.0, 1.0)}, {"dtype": "int8"}, {"split": "random"}, {"shard_windows": 0}, {"window_s": float("nan")}):
         with pytest.raises(ValueError, match=f"^{next(iter(more))} must"):
             config(**more)
+
+
+def test_a_settled_config_stays_as_it_is():
+    for name in ("mitbih", "synthetic", "ucr", "himae_pvc"):
+        for more in ({}, {"band": (None, None)}, {"window_s": 5.0}, {"window_s": 5.0, "hop_s": 1.0}, {"hop_s": 2.0}):
+            settled = PrepareConfig(corpus=name, **more).settled(corpus(name))
+            assert settled.settled(corpus(name)) == settled
+    assert PrepareConfig(corpus="mitbih", band=(None, None)).settled(corpus("mitbih")).band == (None, None)
+    assert PrepareConfig(corpus="mitbih", window_s=5.0).settled(corpus("mitbih")).hop_s == 5.0

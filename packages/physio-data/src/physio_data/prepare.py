@@ -73,17 +73,18 @@ class PrepareConfig:
             raise ValueError(f"shard_windows must be at least 1, got {self.shard_windows}")
 
     def settled(self, corpus: Corpus) -> PrepareConfig:
-        """The same config with the corpus's defaults filled in."""
+        """The same config with the corpus's defaults filled in; a settled config stays as it is."""
         defaults = corpus.defaults
         own_window = self.window_s is not None
-        band = self.band if self.band is not None else defaults.band
+        window_s = self.window_s if own_window else defaults.window_s
+        hop_s = self.hop_s if self.hop_s is not None else window_s if own_window else defaults.hop_s or window_s
         return replace(
             self,
             leads=tuple(self.leads) or defaults.leads,
-            window_s=self.window_s if own_window else defaults.window_s,
-            hop_s=self.hop_s if self.hop_s is not None else (self.window_s if own_window else defaults.hop_s),
+            window_s=window_s,
+            hop_s=hop_s,
             fs=self.fs if self.fs is not None else defaults.fs,
-            band=None if band in (None, (None, None)) else tuple(band),
+            band=tuple(self.band or defaults.band or (None, None)),
             split=self.split or defaults.split,
         )
 
@@ -182,7 +183,7 @@ def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options
         fs=fs,
         n_samples=length,
         hop=length if cfg.hop_s is None else n_samples(cfg.hop_s, fs),
-        band=None if cfg.raw else cfg.band,
+        band=None if cfg.raw or cfg.band == (None, None) else cfg.band,
         notch_hz=None if cfg.raw else cfg.notch_hz,
         kind=kind,
         limits=cfg.quality,
@@ -300,7 +301,7 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         "n_samples": plan.n_samples,
         "window_s": plan.window_s,
         "hop_s": plan.hop / plan.fs,
-        "band": None if cfg.band is None else list(cfg.band),
+        "band": None if cfg.band == (None, None) else list(cfg.band),
         "notch_hz": cfg.notch_hz,
         "raw": cfg.raw,
         "dtype": cfg.dtype,
