@@ -239,10 +239,12 @@ def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequ
     if not train_folds or not test_folds or (cfg.probe.task or next(iter(store.tasks), "")) not in store.tasks:
         say(f"no probe table: the store has folds {', '.join(sorted(there))} and tasks {', '.join(store.tasks) or 'none'}; see apps/probe.py")
         return {}
-    question, spec = rows.split_question(store, paths, cfg.probe, store.rows(tuple(train_folds)), store.rows(tuple(test_folds)))
+    question, spec = rows.split_question(store, paths, cfg.probe, train=store.rows(tuple(train_folds)), test=store.rows(tuple(test_folds)))
     own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=rows.Origin(path=str(folder.path)))
     heading = rows.floors.heading(question.windows.subject[spec.test], compose.seen_of(store, compose.rows_of(store, cfg.use))["subjects"])
-    result = rows.judged(question, [own, *rows.floor_jobs(question, cfg, [spec], store)], [spec], heading=heading, n_processes=app.jobs)
+    result = rows.judged(
+        question, [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)], [spec], heading=heading, n_processes=app.jobs
+    )
     prediction_files.write(folder.path / "predictions.csv", result.predictions)
     (folder.path / "table.json").write_text(json.dumps(result.table.to_json(), indent=1) + "\n", encoding="utf-8")
     rows.show(result)

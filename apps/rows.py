@@ -6,11 +6,13 @@ processes may share them and the figures stay the same. N windows, D features.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from functools import cache
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Literal
 
@@ -23,7 +25,7 @@ from torch import Tensor
 from compose import PretrainConfig, ReadOut, build_model, contract_of, fit_model_to, open_stores, parts, seen_of, spec_of
 from physio_data.morphology import handcrafted
 from physio_data.store import Store, Stores
-from physio_models.contract import Encoder
+from physio_models.contract import Encoder, InputContract
 from physio_models.pretrained import from_pretrained, save_pretrained
 from physio_models.reference import reference_encoder
 from physio_models.statistics import batch_norms, reestimate_statistics
@@ -84,6 +86,7 @@ class Job:
     encoder: Origin | None = None  # of "encoder"
     folder: str = ""  # of "inductive": where this fold's encoder is kept
     cfg: PretrainConfig | None = None  # of twins and encoders pretrained inside a fold
+    contract: InputContract | None = None  # of twins: what the encoder under test takes
 
     @property
     def name(self) -> str:
@@ -108,16 +111,25 @@ def run_jobs(jobs: Sequence[Job], n_processes: int) -> list[Done]:
                 done[i] = work(job)
                 show(i + 1, job.name)
         else:
-            with ProcessPoolExecutor(min(n_processes, len(jobs)), mp_context=get_context("spawn")) as pool:
+            with ProcessPoolExecutor(min(n_processes, len(jobs)), mp_context=get_context("spawn"), initializer=_quiet) as pool:
                 futures = {pool.submit(work, job): i for i, job in enumerate(jobs)}
                 try:
                     for n, future in enumerate(as_completed(futures), start=1):
                         done[futures[future]] = future.result()
                         show(n, jobs[futures[future]].name)
+                except BrokenProcessPool:
+                    raise console.Failed("a worker process died, perhaps for want of memory; try --jobs 1; what is finished on disk is used again") from None
                 except BaseException:
                     pool.shutdown(wait=False, cancel_futures=True)
+                    for child in active_children():
+                        child.terminate()
                     raise
     return [done[i] for i in range(len(jobs))]
+
+
+def _quiet() -> None:
+    """A worker leaves Ctrl-C to the process that started it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def work(job: Job) -> Done:
@@ -185,7 +197,7 @@ def twin(job: Job, store: Store | Stores, spec: FoldSpec) -> Encoder:
     """The untrained net of the job's seed, with running statistics of the training windows met unmasked or masked where the setting says so."""
     cfg = job.cfg
     model = build_model(cfg, TWIN_SEED + job.seed)
-    encoder = Encoder(model, contract_of(cfg, store), untrained=True)
+    encoder = Encoder(model, job.contract, untrained=True)
     if job.setting == INITIAL:
         return encoder
     rows = job.question.rows_N[spec.train]
@@ -212,12 +224,12 @@ def pretrain_fold(job: Job, store: Store | Stores, spec: FoldSpec) -> Encoder:
     return from_pretrained(folder)
 
 
-def floor_jobs(question: Question, cfg: PretrainConfig, specs: Sequence[FoldSpec], store: Store | Stores) -> list[Job]:
+def floor_jobs(question: Question, cfg: PretrainConfig, contract: InputContract, specs: Sequence[FoldSpec], store: Store | Stores) -> list[Job]:
     """The twins at every setting and seed, and the hand-crafted row where the signal's kind has one."""
     once = tuple(spec for spec in specs if spec.seed == specs[0].seed)
     settings = (INITIAL, UNMASKED, MASKED) if batch_norms(cfg.model.build()) else (INITIAL,)
     jobs = [
-        Job(row="twin", source="twin", setting=setting, seed=seed, specs=once, question=question, cfg=cfg)
+        Job(row="twin", source="twin", setting=setting, seed=seed, specs=once, question=question, cfg=cfg, contract=contract)
         for setting in settings
         for seed in range(question.read_out.twins)
     ]
@@ -290,7 +302,7 @@ def question_of(store: Store | Stores, paths: Sequence[Path | str], rows_N: np.n
 
 def task_of(store: Store | Stores, name: str | None) -> Task:
     """A task of the store; the only one where none is named. ValueError lists what there is."""
-    tasks = store.tasks
+    tasks = (store.stores[0] if isinstance(store, Stores) else store).tasks
     if name is None and len(tasks) != 1:
         raise ValueError(f"name one task with --task: the store has {', '.join(tasks) or 'none'}")
     name = name or next(iter(tasks))
@@ -300,13 +312,41 @@ def task_of(store: Store | Stores, name: str | None) -> Task:
 
 
 def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:
-    index = store.index
-    subject = index["subject"][rows_N] if store.manifest.get("subjects", "known") == "known" else np.full(len(rows_N), "")
-    return Windows(y=store.label(task.name)[rows_N], subject=subject, record=index["record"][rows_N], start_s=index["start_s"][rows_N])
+    """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones."""
+    members = store.stores if isinstance(store, Stores) else [store]
+    label = np.concatenate([_labels(member, task) for member in members])
+    subject = np.concatenate([_subjects(member) for member in members])
+    return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=store.index["start_s"][rows_N])
 
 
-def split_question(store: Store | Stores, paths: Sequence[Path | str], read_out: ReadOut, train: np.ndarray, test: np.ndarray) -> tuple[Question, FoldSpec]:
-    """One training and one test set of rows of the same stores."""
-    rows_N = np.concatenate([train, test])
-    spec = FoldSpec(seed=0, repeat=0, fold="test", train=np.arange(len(train)), test=np.arange(len(train), len(rows_N)))
-    return question_of(store, paths, rows_N, read_out), spec
+def _labels(store: Store, task: Task) -> np.ndarray:
+    if task.name in store.tasks:
+        spec = store.tasks[task.name]
+        if spec["kind"] != task.kind or (task.classes and tuple(spec["classes"]) != task.classes):
+            raise ValueError(f"task {task.name!r} is another one in {store.path} ({spec}); the probe was asked for {task}")
+        return store.label(task.name)
+    if task.kind == "regression":
+        return np.full(len(store), np.nan)
+    return np.full((len(store), len(task.classes)) if task.kind == "multilabel" else len(store), -1)
+
+
+def _subjects(store: Store) -> np.ndarray:
+    return store.index["subject"] if store.manifest.get("subjects", "known") == "known" else np.full(len(store), "")
+
+
+def split_question(
+    store: Store | Stores,
+    paths: Sequence[Path | str],
+    read_out: ReadOut,
+    *,
+    train: np.ndarray,
+    test: np.ndarray,
+    validation: np.ndarray | None = None,
+) -> tuple[Question, FoldSpec]:
+    """One training and one test set of rows; validation rows choose regularisation and threshold, else inner folds of the training ones."""
+    held = np.zeros(0, np.int64) if validation is None else validation
+    rows_N = np.concatenate([train, held, test])
+    n_fit = len(train) + len(held)
+    spec = FoldSpec(seed=0, repeat=0, fold="test", train=np.arange(n_fit), test=np.arange(n_fit, len(rows_N)))
+    question = question_of(store, paths, rows_N, read_out)
+    return (question if validation is None else replace(question, validation=np.arange(len(train), n_fit))), spec
