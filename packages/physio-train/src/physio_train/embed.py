@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from physio_train.batches import read
+
 Encoded = Tensor | np.ndarray
 Encode = Callable[[dict[str, Any]], Encoded | Mapping[str, Encoded]]
 
@@ -41,7 +43,7 @@ def embed(
     with torch.inference_mode():
         for start in range(0, len(rows), batch_size):
             part = rows[start : start + batch_size]
-            encoded = encode(_tensors(_read(dataset, part), device))
+            encoded = encode(_tensors(read(dataset, part), device))
             single = not isinstance(encoded, Mapping)
             for name, value in {"": encoded}.items() if single else encoded.items():
                 features = _features(name, value, part)
@@ -57,14 +59,7 @@ def signals(dataset: Any, rows: Sequence[int] | np.ndarray, *, batch_size: int =
     """The windows themselves, (B, C, T) float32 a batch: what hand-crafted features are computed from."""
     rows = np.asarray(rows, dtype=np.int64)
     for start in range(0, len(rows), batch_size):
-        yield np.asarray(_read(dataset, rows[start : start + batch_size])["signal"], dtype=np.float32)
-
-
-def _read(dataset: Any, rows: np.ndarray) -> dict[str, Any]:
-    if hasattr(dataset, "batch"):
-        return dataset.batch(rows)
-    items = [dataset[int(row)] for row in rows]
-    return {name: np.stack([np.asarray(item[name]) for item in items]) for name in items[0]}
+        yield np.asarray(read(dataset, rows[start : start + batch_size])["signal"], dtype=np.float32)
 
 
 def _tensors(batch: Mapping[str, Any], device: str | torch.device) -> dict[str, Any]:
