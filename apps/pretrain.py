@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, get_args
@@ -73,8 +75,14 @@ def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
         with session(timeout_s=JOIN_S) as world:
             summary = run(app, world)
     except RankLostError as error:
-        raise console.Failed(str(error)) from None
+        raise console.Failed(f"{error}; go on with: {again(app)}") from None
     return None if summary is None else {**summary, "seconds": round(time.monotonic() - began, 1)}
+
+
+def again(app: Pretrain) -> str:
+    """The command that goes on with a run that was cut off."""
+    folder = app.resume or app.out or max(Path("runs").glob(f"{app.recipe}-*"), default=Path("runs/RUN"))
+    return f"uv run torchrun --nproc-per-node {os.environ.get('WORLD_SIZE', 'N')} apps/pretrain.py --resume {folder}"
 
 
 def parse(arguments: Sequence[str]) -> Pretrain:
@@ -176,7 +184,7 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, app: Pretrain, world: W
     steps = fit(made.model, made.objective, made.batches, cfg.fit, resume=resume)
     n_steps = cfg.fit.n_steps or max(1, round(cfg.fit.n_epochs * made.batches.steps_per_epoch))
     loss = float("nan")
-    with console.Interrupts() as interrupts, console.progress("pretrain", n_steps, quiet=not world.is_main) as show:
+    with closing(log) if log else nullcontext(), console.Interrupts() as interrupts, console.progress("pretrain", n_steps, quiet=not world.is_main) as show:
         for step in steps:
             if step.step % cfg.log_every == 0 or step.step == n_steps:
                 numbers = step.numbers()
@@ -191,8 +199,6 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, app: Pretrain, world: W
             if agreed(interrupts.asked, world):
                 step.state.save(folder.checkpoints, keep=folder.keep())
                 raise console.Stopped(f"saved step {step.step} of {n_steps}; go on with: {console.command('pretrain', '--resume', folder.path)}")
-    if log:
-        log.close()
     best = folder.best or {}
     return {"steps": n_steps, "loss": loss, "best_step": best.get("step", n_steps), "best_value": best.get("value")}
 
