@@ -7,6 +7,7 @@ processes may share them and the figures stay the same. N windows, D features.
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -218,9 +219,10 @@ def pretrain_fold(job: Job, store: Store | Stores, spec: FoldSpec) -> Encoder:
         cfg = fit_model_to(replace(job.cfg, fit=replace(job.cfg.fit, seed=spec.seed)), store)
         rows = job.question.rows_N[spec.train]
         made = parts(cfg, store, rows, np.zeros(0, np.int64))
-        for _ in fit(made.model, made.objective, made.batches, cfg.fit, device="cpu"):
+        last = None
+        for last in fit(made.model, made.objective, made.batches, cfg.fit):  # noqa: B007
             pass
-        save_pretrained(folder, made.model.eval(), cfg.model, contract_of(cfg, store), seen_of(store, rows))
+        save_pretrained(folder, last.state.eval_model.cpu().eval(), cfg.model, contract_of(cfg, store), seen_of(store, rows))
     return from_pretrained(folder)
 
 
@@ -263,6 +265,8 @@ def judged(
     twins = {setting: concatenate(found) for setting, found in settings.items()}
     own = [each.predictions for each in done if each.job.row not in ("twin", "handcrafted")]
     crafted = [each.predictions for each in done if each.job.row == "handcrafted"]
+    if not crafted:
+        notes = [*notes, "no hand-crafted row: its features are defined for ECG from 100 Hz and PPG from 20 Hz"]
     leak = floors.leak(question.windows, question.task, specs)
     leaks = [] if leak is None else [leak]
     kind = question.task.kind
@@ -282,7 +286,17 @@ def judged(
 
 def show(result: Result) -> None:
     """Print the table: drawn on a terminal, plain text otherwise."""
-    print(result.table.plain(), flush=True)
+    if not sys.stdout.isatty():
+        print(result.table.plain(), flush=True)
+        return
+    from rich.console import Console
+    from rich.table import Table as Drawn
+
+    head, *body = result.table.cells()
+    drawn = Drawn(*head, title=result.table.title(), caption="\n".join(result.table.notes), caption_justify="left")
+    for line in body:
+        drawn.add_row(*line)
+    Console().print(drawn)
 
 
 def summary(result: Result) -> dict[str, object]:
