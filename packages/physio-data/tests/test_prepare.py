@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -204,6 +205,26 @@ def test_another_config_in_the_same_folder_is_refused_by_its_keys(tmp_path):
 def test_a_finished_store_returns_at_once(tmp_path):
     first = prepare(config(), tmp_path / "s")
     assert prepare(config(), tmp_path / "s", progress=lambda *counts: pytest.fail("worked again")) == first
+
+
+def test_a_finished_store_is_not_taken_for_other_records_under_the_same_name(tmp_path):
+    import toy_corpus
+
+    toy_corpus.CORPUS = replace(toy_corpus.CORPUS, list_records=lambda root: sorted(path.name for path in Path(root).iterdir()))
+    root = tmp_path / "here" / "toys"
+    root.mkdir(parents=True)
+    for name in ("r1", "r2"):
+        (root / name).touch()
+    first = prepare(config(root=str(root)), tmp_path / "s")
+    root = root.rename(tmp_path / "toys")
+    assert prepare(config(root=str(root)), tmp_path / "s") == first, "data may move"
+    (root / "r3").touch()
+    with pytest.raises(ValueError, match="other records than the 3"):
+        prepare(config(root=str(root)), tmp_path / "s")
+    for path in root.iterdir():
+        path.unlink()
+    root.rmdir()
+    assert prepare(config(root=str(root)), tmp_path / "s") == first, "and need not stay"
 
 
 def test_two_processes_cannot_prepare_one_folder(tmp_path):

@@ -169,6 +169,15 @@ def test_stores_of_different_input_are_refused(tmp_path):
         Stores([first, second])
 
 
+def test_stores_of_different_bands_are_refused(tmp_path):
+    first, second = (make(tmp_path / name, n=6, band=band)[1] for name, band in (("a", (0.5, 8.0)), ("b", (1.0, 4.0))))
+    with pytest.raises(ValueError, match=r"differ in band: .* has \[0.5, 8.0\], .* has \[1.0, 4.0\]"):
+        Stores([first, second])
+    second.manifest |= {"band": [0.5, 8.0], "raw": True}
+    with pytest.raises(ValueError, match=r"differ in raw"):
+        Stores([first, second])
+
+
 def test_a_subject_in_two_folds_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'é0' is in two folds"):
         make(tmp_path / "s", fold=["train", "test"] * 25)

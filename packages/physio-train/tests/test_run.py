@@ -50,7 +50,9 @@ def test_resuming_with_another_config_names_the_keys(tmp_path):
     changed = CONFIG | {"fit": {"lr": 0.2, "betas": (0.9, 0.99)}, "data": Path("moved")}
     with pytest.raises(ValueError, match=r"data .*fit\.lr"):
         Run.resume(run.path, changed)
+    assert run.config["fit"]["lr"] == 0.1
     Run.resume(run.path, changed, changeable=["data", "fit.lr"])
+    assert run.config == {"fit": {"lr": 0.2, "betas": [0.9, 0.99]}, "data": "moved", "seed": 3}, "what was changed is kept"
 
 
 def test_best_is_replaced_only_by_something_better(tmp_path):

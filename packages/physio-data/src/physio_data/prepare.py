@@ -116,22 +116,22 @@ def prepare(
     """Prepare a store in the folder `out` and return its manifest.
 
     `executor` is any concurrent.futures.Executor (None works in this process); the bytes do not depend on it. `progress(n_done, n_records,
-    n_windows)` is called after each group of records. A finished store with the same parameters returns at once; an unfinished one goes on
-    where it stopped. Raises ValueError (bad parameters, data or another config in the folder), StoreBusy (another process prepares the
-    folder) and OSError (a full disk: what is finished stays).
+    n_windows)` is called after each group of records. A finished store with the same parameters and records returns at once, also where its
+    source is gone; an unfinished one goes on where it stopped. Raises ValueError (bad parameters, data or another config in the folder),
+    StoreBusy (another process prepares the folder) and OSError (a full disk: what is finished stays).
     """
     corpus = corpus_of(cfg.corpus)
     cfg = cfg.settled(corpus)
     options = _options(cfg, corpus)
     out = Path(out)
     if (out / MANIFEST).exists():
-        return _finished(cfg, out)
+        return _finished(cfg, out, corpus, options)
     record_ids = _record_ids(cfg, corpus, options)
     with saying_disk_full(out):
         out.mkdir(parents=True, exist_ok=True)
     with locked(out):
         if (out / MANIFEST).exists():  # another process finished it in the meantime
-            return _finished(cfg, out)
+            return _finished(cfg, out, corpus, options)
         plan = _plan(cfg, corpus, record_ids, options)
         fold_of, waived = _folds(cfg, corpus, record_ids, options)
         manifest = _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, executor, progress)
@@ -141,10 +141,19 @@ def prepare(
         return read_manifest(out)[0]
 
 
-def _finished(cfg: PrepareConfig, out: Path) -> dict:
+def _finished(cfg: PrepareConfig, out: Path, corpus: Corpus, options: Mapping[str, object]) -> dict:
     manifest, _ = read_manifest(out)
     refuse_different(manifest["config"], cfg.identity(), out, "holds a store prepared")
+    there = cfg.root is None or Path(cfg.root).exists()
+    if there and manifest["records_sha256"] != _records_sha256(record_ids := _record_ids(cfg, corpus, options)):
+        raise ValueError(
+            f"{out} holds a store of other records than the {len(record_ids)} that are under root {cfg.root} now; choose another folder or delete this one"
+        )
     return manifest
+
+
+def _records_sha256(record_ids: Sequence[str]) -> str:
+    return hashlib.sha256("\n".join(record_ids).encode()).hexdigest()
 
 
 def _options(cfg: PrepareConfig, corpus: Corpus) -> dict[str, object]:
@@ -224,7 +233,7 @@ def _folds(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], option
 
 def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, executor, progress) -> dict:
     groups = [tuple(record_ids[i : i + corpus.records_per_task]) for i in range(0, len(record_ids), corpus.records_per_task)]
-    header = {**cfg.identity(), "records_sha256": hashlib.sha256("\n".join(record_ids).encode()).hexdigest()}
+    header = {**cfg.identity(), "records_sha256": _records_sha256(record_ids)}
     writer = StoreWriter(out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows)
     try:
         todo = groups[writer.n_tasks :]

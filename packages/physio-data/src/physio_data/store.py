@@ -171,7 +171,7 @@ class Store:
 
 
 class Stores:
-    """Several stores of one input (same channels, units, rate, length) read as one; an index packs (store, row) as store << 48 | row.
+    """Several stores of one input (same channels, units, rate, length, band) read as one; an index packs (store, row) as store << 48 | row.
 
     Positions 0 ... N-1 run through the stores in the order given: `rows`, `label` and `__getitem__` count in positions, items and batches
     carry the packed index. Raises ValueError naming what differs.
@@ -189,10 +189,19 @@ class Stores:
                     raise ValueError(
                         f"stores differ in {name}: {first.path} has {getattr(first, name)}, {other.path} has {getattr(other, name)}; prepare alike"
                     )
+        self._same_filter()
         self.window_s = first.window_s
         self._common_labels(task)
         self._first_S = np.cumsum([0, *(len(store) for store in self.stores)])
         self.index = _JoinedColumns(self.stores)
+
+    def _same_filter(self) -> None:
+        """A contract is checked once for all stores, so what was filtered, and whether it was yet, must be the same in each."""
+        for other in self.stores[1:]:
+            for key in ("band", "raw"):
+                here, there = self.manifest.get(key) or None, other.manifest.get(key) or None
+                if here != there:
+                    raise ValueError(f"stores differ in {key}: {self.stores[0].path} has {here}, {other.path} has {there}; prepare alike")
 
     def _common_labels(self, task: str | None) -> None:
         tasks = self.stores[0].tasks

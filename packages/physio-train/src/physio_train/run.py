@@ -48,11 +48,15 @@ class Run:
     def resume(cls, path: Path | str, config: Mapping[str, Any] | None = None, *, changeable: Collection[str] = ()) -> Run:
         """Open a run to go on with it: metrics after the newest checkpoint are dropped, since they will come again.
 
-        ValueError names the keys in which `config` differs from the run's, `changeable` dotted keys aside.
+        ValueError names the keys in which `config` differs from the run's, `changeable` dotted keys aside; what was changed is kept,
+        so that config.json says how the run really went.
         """
         run = cls.open(path)
         if config is not None:
-            checkpoint.check_config(run.config, json.loads(_dump(config)), changeable=changeable)
+            asked = json.loads(_dump(config))
+            checkpoint.check_config(run.config, asked, changeable=changeable)
+            if asked != run.config:
+                write_json(run.path / "config.json", asked)
         step = checkpoint.steps(run.checkpoints)[-1:] or [0]
         run.truncate_metrics(step[0])
         return run
