@@ -46,6 +46,18 @@ def test_after_a_gap_the_samples_stand_at_their_own_times(fs_in):
     np.testing.assert_allclose(gapped.signal_NCT[4:], whole.signal_NCT[5:], atol=2e-3)  # from 50 s on; filters have settled
 
 
+@pytest.mark.parametrize("first_good", range(3600, 3618))
+def test_no_sample_is_made_up_at_the_end_of_a_gap(first_good):
+    """360 Hz meets 100 Hz every 18 samples: wherever between them a gap ends, what lies in it stays missing."""
+    x_T = pulse_wave(360.0, 30)
+    x_T[3000:first_good] = np.nan
+    y_T = conditioning.conditioned(recording(x_T, 360.0), np.ones((1, 1)), 0, 3000, plan(fs=100.0, n_samples=500, hop=500, band=None))[0]
+    time_T = np.arange(3000) / 100.0
+    in_gap_T = (time_T > 2999.5 / 360.0) & (time_T < (first_good - 1e-6) / 360.0)
+    assert np.isnan(y_T[in_gap_T]).all()
+    assert np.isfinite(y_T[time_T >= first_good / 360.0]).all() and np.isfinite(y_T[time_T < 2995 / 360.0]).all()
+
+
 def test_one_window_in_a_gap_free_stretch_between_gaps(tmp_path):
     x_T = pulse_wave(100.0, 60)
     x_T[1000:1990] = np.nan

@@ -16,8 +16,8 @@ import pytest
 from physio_data import journal, shards
 from physio_data.corpora import corpus
 from physio_data.journal import StoreBusy
-from physio_data.prepare import PrepareConfig, prepare
-from physio_data.store import Store
+from physio_data.prepare import PrepareConfig, prepare, signal_kind
+from physio_data.store import Store, Stores
 
 TOY = """
 import math
@@ -102,6 +102,17 @@ def test_next_points_to_the_following_window_everywhere(tmp_path):
         if following >= 0:
             assert index["record"][following] == index["record"][row]
             assert index["start_s"][following] - index["start_s"][row] == pytest.approx(2.0, abs=1e-9)
+
+
+def test_next_counts_through_several_stores(tmp_path):
+    for name, n in (("a", 3), ("b", 5)):
+        prepare(config(corpus_options={"n": n}), tmp_path / name)
+    index = Stores([tmp_path / "a", tmp_path / "b"]).index
+    row_N = np.flatnonzero(index["next"] >= 0)
+    next_N = index["next"][row_N]
+    assert len(row_N) > 100 and (index["record"][next_N] == index["record"][row_N]).all()
+    np.testing.assert_allclose(index["start_s"][next_N] - index["start_s"][row_N], 2.0)
+    np.testing.assert_array_equal(next_N, row_N + 1)
 
 
 def test_filters_and_resampling_agree_with_scipy_away_from_the_ends(tmp_path):
@@ -314,6 +325,12 @@ def test_bad_requests_are_named(tmp_path):
     for more in ({"fs": 0.0}, {"band": (5.0, 1.0)}, {"dtype": "int8"}, {"split": "random"}, {"shard_windows": 0}, {"window_s": float("nan")}):
         with pytest.raises(ValueError, match=f"^{next(iter(more))} must"):
             config(**more)
+
+
+def test_the_kind_of_signal_follows_from_the_channels():
+    assert signal_kind(("MLII", "v5"), "series") == "ecg" and signal_kind(("Pleth",), "mixed") == "ppg"
+    assert signal_kind(("ECG", "PPG"), "ppg") == "mixed", "rules for pulses do not fit an ECG"
+    assert signal_kind(("series",), "series") == "series"
 
 
 def test_a_settled_config_stays_as_it_is():

@@ -164,3 +164,8 @@ def test_shared_subjects_leave_the_training_side_and_the_heading_follows_what_wa
     assert floors.heading(["a", "b"], {"c"}) == "inductive" and floors.heading(["a", "b"], {"b"}) == "transductive"
     assert floors.heading(["a"], None) == "transductive" and floors.heading(["", "a"], {"c"}) == "transductive"
     assert floors.unseen(["a", "b", ""], {"b"}).tolist() == [True, False, False]
+
+
+def test_windows_of_unknown_subject_are_kept_together_by_record():
+    w = Windows(y=np.zeros(4), subject=np.array(["", "", "s1", "s1"]), record=np.array(["a", "b", "c", "d"]), start_s=np.zeros(4))
+    assert w.groups.tolist() == ["a", "b", "s1", "s1"]

@@ -120,3 +120,11 @@ def test_a_missing_row_and_a_wrong_heading_are_named():
         table.score(run("a", 1)).row("twin")
     with pytest.raises(ValueError, match="heading"):
         table.score(run("a", 1), heading="honest")
+
+
+def test_windows_of_unknown_subject_beside_known_ones_are_grouped_by_record():
+    subject = np.where(np.arange(320) < 160, "", WHO)
+    found = table.score(run("a", 1, subject=subject))
+    assert found.counts["subjects"] == 8 and found.counts["records"] == 16
+    expected = table.score(run("a", 1, subject=np.full(320, "")))
+    assert found.row("a").cells["AUROC"] == expected.row("a").cells["AUROC"], "the same sixteen clusters"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 Split = Literal["hash", "stratified", "official"]
 _IN_FLIGHT = 16  # worker calls waiting or running at once: bounds memory, feeds any usual pool
+_PPG_NAMES = {"ppg", "pleth"}
 _ECG_NAMES = {"mli", "mlii", "mliii", "ecg", "ekg"} | {lead.lower() for lead in ECG_LEADS}
 
 
@@ -201,11 +202,13 @@ def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options
 
 
 def signal_kind(channels: Sequence[str], otherwise: str) -> str:
-    """ "ecg" or "ppg" where the names of all channels say so, else what the corpus says."""
+    """ "ecg" or "ppg" where the names of all channels say so, "mixed" where there are both, else what the corpus says."""
     names = {canonical_lead(name).lower() for name in channels}
     if names <= _ECG_NAMES:
         return "ecg"
-    return "ppg" if names <= {"ppg", "pleth"} else otherwise
+    if names & _ECG_NAMES and names & _PPG_NAMES:
+        return "mixed"
+    return "ppg" if names <= _PPG_NAMES else otherwise
 
 
 def _folds(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options: Mapping[str, object]) -> tuple[Callable[[str, str], str], tuple[str, ...]]:

@@ -9,7 +9,7 @@ import pytest
 from physio_data.corpora import CORPORA, corpus, mitbih
 from physio_data.corpora.mitbih import DS1, DS2, PACED
 from physio_data.prepare import PrepareConfig, prepare
-from physio_data.recording import Recording
+from physio_data.recording import Annotations, Recording
 from physio_data.store import Store
 
 wfdb = pytest.importorskip("wfdb")
@@ -27,6 +27,13 @@ def test_the_two_sets_are_those_of_de_chazal():
     everything = "100 101 102 103 104 105 106 107 108 109 111 112 113 114 115 116 117 118 119 121 122 123 124".split()
     everything += "200 201 202 203 205 207 208 209 210 212 213 214 215 217 219 220 221 222 223 228 230 231 232 233 234".split()
     assert len(DS1) == len(DS2) == 22 and sorted([*DS1, *DS2, *PACED]) == everything and len(everything) == 48
+
+
+def test_a_beat_on_the_edge_belongs_to_the_window_that_it_begins():
+    beats = Annotations(time_s=[9.9, 10.0, 20.0, 30.0, 45.0], symbol=["N", "V", "N", "V", "V"], aux=[""] * 5)
+    record = Recording.from_array(np.zeros((1, 10)), fs=1.0, channels=("MLII",), units=("mV",), subject="p", record="r", annotations=beats)
+    np.testing.assert_array_equal(mitbih.holds_beat(record, np.array([0.0, 10.0, 20.0, 30.0]), 10.0, ("V",)), [0, 1, 0, 1])
+    np.testing.assert_array_equal(mitbih.holds_beat(replace(record, annotations=None), np.zeros(2), 10.0, ("V",)), [-1, -1])
 
 
 def test_windows_and_labels_agree_with_the_annotation_files(root, tmp_path):

@@ -34,6 +34,13 @@ def test_both_channels_share_the_ecgs_clock():
     np.testing.assert_array_equal(record.annotations.time_s[record.annotations.symbol != "+"], subject.beat_s)
 
 
+def test_a_beat_stands_where_the_signal_shows_it():
+    subject = synthesize_subject(0, 0.5, 25.0, ("PPG",))
+    record = next(CORPUS.records(n_subjects=1, minutes=0.5))
+    np.testing.assert_array_equal(record.annotations.time_s[record.annotations.symbol != "+"], subject.pulse_s[subject.pulse_s < 30])
+    assert (subject.pulse_s > subject.beat_s + 0.05).all()
+
+
 def test_record_ids_are_sorted_and_grow_at_the_end():
     few, many = CORPUS.list_records(None, n_subjects=9), CORPUS.list_records(None, n_subjects=12)
     assert many == sorted(many) and many[:9] == few

@@ -69,9 +69,9 @@ class Windows:
 
     @property
     def groups(self) -> np.ndarray:
-        """What stays whole in folds and resamples: the subject, or the record where subjects are unknown."""
+        """What stays whole in folds and resamples: the subject, or the record of a window whose subject is unknown."""
         subject = np.asarray(self.subject).astype(str)
-        return subject if np.any(subject != "") else np.asarray(self.record).astype(str)
+        return np.where(subject != "", subject, np.asarray(self.record).astype(str))
 
 
 @dataclass(frozen=True, kw_only=True)

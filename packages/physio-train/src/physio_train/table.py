@@ -258,7 +258,7 @@ def _labelled(a: Aligned) -> Aligned:
 
 
 def _clusters(a: Aligned) -> np.ndarray:
-    return a.subject if np.any(a.subject != "") else a.record
+    return np.where(a.subject != "", a.subject, a.record)
 
 
 def _probabilities(a: Aligned) -> bool:
@@ -268,7 +268,7 @@ def _probabilities(a: Aligned) -> bool:
 def _counts(a: Aligned, kind: str) -> dict[str, int]:
     counts = {"windows": len(a.subject)}
     if np.any(a.subject != ""):
-        counts["subjects"] = len(np.unique(a.subject))
+        counts["subjects"] = len(np.unique(a.subject[a.subject != ""]))
     if np.any(a.record != ""):
         counts["records"] = len(np.unique(a.record))
     if kind == "binary":
