@@ -28,6 +28,7 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
             warmup=0.05,
             schedule="cosine",
             clip_norm=1.0,
+            precision="bf16",
             checkpoint_every=max(1, n_steps // 6),
             validate_every=max(1, n_steps // 6),
         ),

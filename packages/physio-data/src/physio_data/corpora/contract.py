@@ -58,7 +58,7 @@ class Corpus:
     name: str
     title: str
     licence: str
-    access: str  # "open", "credentialed", "generated"
+    access: str  # "open", "credentialed", "generated", or "own" for a layout that users bring files in
     size: str
     citation: str
     url: str
