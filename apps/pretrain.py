@@ -24,12 +24,15 @@ import rows
 import torch
 import tyro
 from console import say
+from encoders import Origin
 from prepare import prepared
+from questions import split_question
 
 import compose
 from compose import Parts, PretrainConfig, Size
 from physio_data.store import Store, Stores
-from physio_train import VALIDATION_EPOCH, JsonLines, Progress, RankLostError, Run, Step, Streams, World, fit, session, validate
+from physio_models.pretrained import from_pretrained
+from physio_train import VALIDATION_EPOCH, JsonLines, Progress, RankLostError, Run, Step, Streams, World, fit, floors, session, validate
 from physio_train import predictions as prediction_files
 from physio_train.distributed import average, broadcast
 
@@ -228,7 +231,7 @@ def draw(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores) -
         return
     rows_N = compose.validation_rows(cfg, store)
     rows_N = (rows_N if len(rows_N) else compose.rows_of(store, cfg.use))[:: max(1, len(rows_N) // 6)][:6]
-    encoder = rows.from_pretrained(folder.path)
+    encoder = from_pretrained(folder.path)
     batch = store.batch(rows_N)
     x_BCT, *_ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
     streams = Streams(cfg.fit.seed, VALIDATION_EPOCH)
@@ -245,9 +248,9 @@ def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequ
     if not train_folds or not test_folds or (cfg.probe.task or next(iter(store.tasks), "")) not in store.tasks:
         say(f"no probe table: the store has folds {', '.join(sorted(there))} and tasks {', '.join(store.tasks) or 'none'}; see apps/probe.py")
         return {}
-    question, spec = rows.split_question(store, paths, cfg.probe, train=store.rows(tuple(train_folds)), test=store.rows(tuple(test_folds)))
-    own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=rows.Origin(path=str(folder.path)))
-    heading = rows.floors.heading(question.windows.subject[spec.test], compose.seen_of(store, compose.rows_of(store, cfg.use))["subjects"])
+    question, spec = split_question(store, paths, cfg.probe, train=store.rows(tuple(train_folds)), test=store.rows(tuple(test_folds)))
+    own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=Origin(path=str(folder.path)))
+    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, compose.rows_of(store, cfg.use))["subjects"])
     result = rows.judged(
         question, [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)], [spec], heading=heading, n_processes=app.jobs
     )

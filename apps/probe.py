@@ -20,7 +20,9 @@ import numpy as np
 import rows
 import tyro
 from console import say
-from rows import Job, Origin, Question, Result
+from encoders import Origin, encoder_features
+from questions import Question, question_of, split_question
+from rows import Job, Result
 
 import compose
 from compose import Cohort, PretrainConfig, ReadOut, Size
@@ -188,7 +190,7 @@ def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: S
     seen = None if encoder.seen is None else encoder.seen["subjects"]
     notes = [f"waiver {name} of the store's folds" for name in store.manifest.get("waivers", ())]
     if app.cv or app.cv_pretrain:
-        question = rows.question_of(store, paths, np.arange(len(store)), cfg.probe)
+        question = question_of(store, paths, np.arange(len(store)), cfg.probe)
         seeds = tuple(range(app.seeds))
         specs = tuple(outer_folds(question.windows.groups, question.windows.y, n_folds=app.folds, repeats=app.repeats, seeds=seeds))
         inductive = app.cv_pretrain and np.any(question.windows.subject != "")
@@ -197,7 +199,7 @@ def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: S
     if app.train:
         return between_stores(app, cfg, store, paths, seen)
     chosen = folds_of(app, cfg, store)
-    question, spec = rows.split_question(store, paths, cfg.probe, **chosen)
+    question, spec = split_question(store, paths, cfg.probe, **chosen)
     shared = shared_subjects(question, spec)
     waived = {str(name) for name in store.manifest.get("waivers", ())}
     if wrong := [name for name in shared if not {name, name.replace(":", "-")} & waived]:
@@ -239,7 +241,7 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
         fold_N = store.index["fold"]
         train = train[np.isin(fold_N[train], compose.fold_names(named["train"]))]
         test = test[np.isin(fold_N[test], compose.fold_names(named["test"]))]
-    everyone = rows.question_of(store, paths, np.arange(len(store)), cfg.probe).windows.subject
+    everyone = question_of(store, paths, np.arange(len(store)), cfg.probe).windows.subject
     stays, shared = floors.without_shared(everyone[train], everyone[test], allowed=app.allow_shared_subjects)
     notes = []
     if shared:
@@ -250,7 +252,7 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
     if new.any() and not new.all():
         notes.append(f"{int((~new).sum())} windows of {len(np.unique(everyone[test][~new]))} subjects that pretraining saw are left out of the headline")
         test = test[new]
-    question, spec = rows.split_question(store, paths, cfg.probe, train=train[stays], test=test)
+    question, spec = split_question(store, paths, cfg.probe, train=train[stays], test=test)
     return Protocol(question=question, specs=(spec,), heading=floors.heading(everyone[test], seen), notes=tuple(notes))
 
 
@@ -315,8 +317,8 @@ def keep(out: Path, cfg: PretrainConfig, protocol: Protocol, encoder: Encoder, o
 
 def dry_run(cfg: PretrainConfig, encoder: Encoder, store: Store | Stores) -> dict[str, object]:
     """Features of a few windows; nothing is written."""
-    question = rows.question_of(store, (), np.arange(min(8, len(store))), cfg.probe)
-    features = rows.encoder_features(encoder, store, question)
+    question = question_of(store, (), np.arange(min(8, len(store))), cfg.probe)
+    features = encoder_features(encoder, store, question)
     say(f"{len(store)} windows; features {features.shape} of level {cfg.probe.level}, pool {cfg.probe.pool}; task {question.task.name} ({question.task.kind})")
     return {"dry_run": True, "features": list(features.shape), "task": question.task.name, "windows": len(store)}
 

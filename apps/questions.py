@@ -1,0 +1,84 @@
+"""What is asked of every row of a probe table: which windows, their labels, and how an encoder is read. N windows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from compose import ReadOut
+from physio_data.store import Store, Stores
+from physio_train.folds import FoldSpec
+from physio_train.protocol import Task, Windows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is asked of every row: which windows of which stores, their labels, and how an encoder is read."""
+
+    stores: tuple[str, ...]
+    task: Task
+    rows_N: np.ndarray  # row in the stores of each window
+    windows: Windows
+    read_out: ReadOut
+    validation: np.ndarray | None = None  # windows (numbers into rows_N) that choose regularisation and threshold; None: inner folds of the training windows
+
+
+def question_of(store: Store | Stores, paths: Sequence[Path | str], rows_N: np.ndarray, read_out: ReadOut) -> Question:
+    """The windows of these rows and their labels under the read-out's task."""
+    task = task_of(store, read_out.task)
+    return Question(stores=tuple(map(str, paths)), task=task, rows_N=rows_N, windows=windows_of(store, task, rows_N), read_out=read_out)
+
+
+def task_of(store: Store | Stores, name: str | None) -> Task:
+    """A task of the store; the only one where none is named. ValueError lists what there is."""
+    tasks = (store.stores[0] if isinstance(store, Stores) else store).tasks
+    if name is None and len(tasks) != 1:
+        raise ValueError(f"name one task with --task: the store has {', '.join(tasks) or 'none'}")
+    name = name or next(iter(tasks))
+    if name not in tasks:
+        raise ValueError(f"task {name!r} is not in the store; it has {', '.join(tasks) or 'none'}")
+    return Task(name=name, kind=tasks[name]["kind"], classes=tuple(tasks[name]["classes"]) if tasks[name]["kind"] in ("multiclass", "multilabel") else ())
+
+
+def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:
+    """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones."""
+    members = store.stores if isinstance(store, Stores) else [store]
+    label = np.concatenate([_labels(member, task) for member in members])
+    subject = np.concatenate([_subjects(member) for member in members])
+    return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=store.index["start_s"][rows_N])
+
+
+def _labels(store: Store, task: Task) -> np.ndarray:
+    if task.name in store.tasks:
+        spec = store.tasks[task.name]
+        if spec["kind"] != task.kind or (task.classes and tuple(spec["classes"]) != task.classes):
+            raise ValueError(f"task {task.name!r} is another one in {store.path} ({spec}); the probe was asked for {task}")
+        return store.label(task.name)
+    if task.kind == "regression":
+        return np.full(len(store), np.nan)
+    return np.full((len(store), len(task.classes)) if task.kind == "multilabel" else len(store), -1)
+
+
+def _subjects(store: Store) -> np.ndarray:
+    return store.index["subject"] if store.manifest.get("subjects", "known") == "known" else np.full(len(store), "")
+
+
+def split_question(
+    store: Store | Stores,
+    paths: Sequence[Path | str],
+    read_out: ReadOut,
+    *,
+    train: np.ndarray,
+    test: np.ndarray,
+    validation: np.ndarray | None = None,
+) -> tuple[Question, FoldSpec]:
+    """One training and one test set of rows; validation rows choose regularisation and threshold, else inner folds of the training ones."""
+    held = np.zeros(0, np.int64) if validation is None else validation
+    rows_N = np.concatenate([train, held, test])
+    n_fit = len(train) + len(held)
+    spec = FoldSpec(seed=0, repeat=0, fold="test", train=np.arange(n_fit), test=np.arange(n_fit, len(rows_N)))
+    question = question_of(store, paths, rows_N, read_out)
+    return (question if validation is None else replace(question, validation=np.arange(len(train), n_fit))), spec
