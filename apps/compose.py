@@ -184,7 +184,7 @@ def fold_names(folds: Sequence[str]) -> tuple[str, ...]:
 
 def spec_of(store: Store | Stores) -> SignalSpec:
     """What the windows of a store are, in the words of an input contract."""
-    band = store.manifest.get("band")
+    band = None if store.manifest.get("raw") else store.manifest.get("band")  # of a raw store it is still to be applied
     return SignalSpec(
         channels=store.channels,
         units=tuple(store.units),

@@ -91,4 +91,7 @@ def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store |
         for step in fit(made.model, made.objective, made.batches, cfg.fit):
             state = step.state
         save_pretrained(folder, state.eval_model.cpu().eval(), cfg.model, contract_of(cfg, store), seen_of(store, rows_N))
-    return from_pretrained(folder)
+    encoder = from_pretrained(folder)
+    if encoder.seen != seen_of(store, rows_N):
+        raise ValueError(f"{folder} holds an encoder pretrained on other subjects than this fold trains on: choose another --out")
+    return encoder

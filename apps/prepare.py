@@ -21,6 +21,7 @@ from console import say
 
 from physio_data.corpora import CORPORA, Corpus
 from physio_data.corpora import corpus as corpus_of
+from physio_data.journal import StoreBusy
 from physio_data.prepare import PrepareConfig, prepare
 
 Scalar = int | float | bool | str
@@ -133,6 +134,8 @@ def prepared(cfg: PrepareConfig, out: Path, *, workers: int = 0, quiet: bool = F
     try:
         with pool as executor, console.progress(f"prepare {cfg.corpus}", n_records(cfg), quiet=quiet) as show:
             return prepare(cfg, out, executor=executor, progress=lambda done, total, n_windows: show(done, f"records, {n_windows} windows"))
+    except StoreBusy as error:
+        raise console.Failed(str(error)) from None
     except KeyboardInterrupt:
         raise console.Stopped(f"what is finished stays in {out}; the same command goes on from there") from None
 

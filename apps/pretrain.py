@@ -10,10 +10,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -26,13 +27,13 @@ import tyro
 from console import say
 from encoders import Origin
 from prepare import prepared
-from questions import split_question
+from questions import check_sides, split_question
 
 import compose
 from compose import Parts, PretrainConfig, Size
 from physio_data.store import Store, Stores
 from physio_models.pretrained import from_pretrained
-from physio_train import VALIDATION_EPOCH, JsonLines, Progress, RankLostError, Run, Step, Streams, World, fit, floors, session, validate
+from physio_train import VALIDATION_EPOCH, JsonLines, NonFiniteLossError, Progress, RankLostError, Run, Step, Streams, World, fit, floors, session, validate
 from physio_train import predictions as prediction_files
 from physio_train.distributed import average, broadcast
 
@@ -77,7 +78,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
     try:
         with session(timeout_s=JOIN_S) as world:
             summary = run(app, world)
-    except RankLostError as error:
+    except (RankLostError, NonFiniteLossError) as error:
         raise console.Failed(f"{error}; go on with: {again(app)}") from None
     return None if summary is None else {**summary, "seconds": round(time.monotonic() - began, 1)}
 
@@ -122,7 +123,14 @@ def saved_config(path: Path) -> tuple[PretrainConfig, str, Size, tuple[Path, ...
 
 def run(app: Pretrain, world: World) -> dict[str, object] | None:
     """Data, training, table. Every rank trains; the first prepares, writes and talks."""
-    paths = stores_of(app, world)
+    if app.dry_run and not app.data:
+        with tempfile.TemporaryDirectory() as folder:
+            return on_stores(replace(app, cfg=few(app.cfg)), world, own_stores(few(app.cfg), app.workers, world, Path(folder)))
+    return on_stores(app, world, app.data or own_stores(app.cfg, app.workers, world, compose.own_store(app.cfg.cohort)))
+
+
+def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str, object] | None:
+    """Training and table on prepared stores."""
     store = compose.open_stores(paths)
     cfg = compose.fit_model_to(app.cfg, store)
     train_N, val_N = compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)
@@ -132,25 +140,34 @@ def run(app: Pretrain, world: World) -> dict[str, object] | None:
         say(f"{compose.row_of(cfg.model, compose.MODELS)}: {compose.n_parameters(made.model):,} parameters")
     if app.dry_run:
         return dry_run(cfg, made, store) if world.is_main else None
-    folder = open_run(app, cfg, store, train_N, world)
+    folder = open_run(app, cfg, store, np.concatenate([train_N, val_N]), world)
     best = train(cfg, made, folder, app, world)
     if not world.is_main:
         return None
     draw(cfg, made, folder, store)
     say(f"run folder: {folder.path}")
     summary: dict[str, object] = {"run": str(folder.path), **best}
-    return summary | table(app, cfg, store, paths, folder) if app.table else summary
+    if not app.table:
+        return summary
+    try:
+        return summary | table(app, cfg, store, paths, folder)
+    except KeyboardInterrupt:
+        raise console.Stopped(f"the network is trained; for the table: {console.command('pretrain', '--resume', folder.path)}") from None
 
 
-def stores_of(app: Pretrain, world: World) -> tuple[Path, ...]:
-    """The stores named, or the recipe's own, prepared by the first rank while the others wait."""
-    if app.data:
-        return app.data
-    own = compose.own_store(app.cfg.cohort)
+def own_stores(cfg: PretrainConfig, workers: int, world: World, folder: Path) -> tuple[Path, ...]:
+    """The recipe's own store, prepared by the first rank while the others wait."""
     if world.is_main:
-        prepared(app.cfg.cohort.prepare_config(), own, workers=app.workers)
+        prepared(cfg.cohort.prepare_config(), folder, workers=workers)
     meet()
-    return (own,)
+    return (folder,)
+
+
+def few(cfg: PretrainConfig) -> PretrainConfig:
+    """The config with a generated cohort of a few subjects, enough for one batch."""
+    if "n_subjects" not in cfg.cohort.options:
+        return cfg
+    return replace(cfg, cohort=replace(cfg.cohort, options={**cfg.cohort.options, "n_subjects": min(32, cfg.cohort.options["n_subjects"])}))
 
 
 def meet() -> None:
@@ -158,8 +175,8 @@ def meet() -> None:
     broadcast([torch.zeros(1)])
 
 
-def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, train_N: np.ndarray, world: World) -> Run:
-    """A new run folder, or the one to go on in."""
+def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, seen_N: np.ndarray, world: World) -> Run:
+    """A new run folder, or the one to go on in. What names the best step was seen as well as what was trained on."""
     document = {"recipe": app.recipe, "size": app.size, "data": [str(path) for path in app.data], "stores": store.hash.split(","), **compose.to_json(cfg)}
     if app.resume is not None:
         saved = Run.open(app.resume)
@@ -175,7 +192,9 @@ def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, train_N:
     if not world.is_main:
         meet()
         return Run(path)
-    made = Run.create(path, document, contract=compose.contract_of(cfg, store).to_json(), seen=compose.seen_of(store, train_N))
+    if app.config is not None and json.loads(app.config.read_text(encoding="utf-8")).get("stores") != document["stores"]:
+        say(f"these are other data than those of {app.config}: the manifests differ, so the run will not be the same")
+    made = Run.create(path, document, contract=compose.contract_of(cfg, store).to_json(), seen=compose.seen_of(store, seen_N))
     meet()
     return made
 
@@ -194,7 +213,7 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, app: Pretrain, world: W
                 loss = numbers["loss"]
                 if log:
                     log.numbers(step.step, numbers)
-            show(step.step, f"loss {loss:.4f}")
+            show(step.step, "" if np.isnan(loss) else f"loss {loss:.4f}")
             if step.validate_due and made.validation is not None:
                 validated(cfg, made, step, folder, log)
             elif step.checkpoint_due:
@@ -249,11 +268,12 @@ def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequ
         say(f"no probe table: the store has folds {', '.join(sorted(there))} and tasks {', '.join(store.tasks) or 'none'}; see apps/probe.py")
         return {}
     question, spec = split_question(store, paths, cfg.probe, train=store.rows(tuple(train_folds)), test=store.rows(tuple(test_folds)))
-    own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=Origin(path=str(folder.path)))
-    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, compose.rows_of(store, cfg.use))["subjects"])
-    result = rows.judged(
-        question, [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)], [spec], heading=heading, n_processes=app.jobs
-    )
+    own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=Origin(path=str(folder.path)), seed=cfg.fit.seed)
+    notes = check_sides(question, spec, store)
+    seen_N = np.concatenate([compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)])
+    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, seen_N)["subjects"])
+    jobs = [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)]
+    result = rows.judged(question, jobs, [spec], heading=heading, n_processes=app.jobs, notes=notes)
     prediction_files.write(folder.path / "predictions.csv", result.predictions)
     (folder.path / "table.json").write_text(json.dumps(result.table.to_json(), indent=1) + "\n", encoding="utf-8")
     rows.show(result)

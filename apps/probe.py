@@ -21,7 +21,7 @@ import rows
 import tyro
 from console import say
 from encoders import Origin, encoder_features
-from questions import Question, question_of, split_question
+from questions import Question, check_sides, question_of, split_question
 from rows import Job, Result
 
 import compose
@@ -73,7 +73,7 @@ class Probe:
     """A task of the store; needed where it has several."""
     level: str | None = None
     """A level of the encoder (L1 ...), or all of them. Default: the run's own read-out."""
-    pool: Literal["mean", "max", "std", "mean+max", "mean+max+std", "tokens"] | None = None
+    pool: Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"] | None = None
     """How a level's tokens become one vector. Default: the run's own read-out."""
     twins: int = 5
     """Seeds of the untrained twin; 0 leaves it out."""
@@ -188,7 +188,6 @@ def read_out(app: Probe, cfg: PretrainConfig) -> ReadOut:
 
 def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], encoder: Encoder) -> Protocol:
     seen = None if encoder.seen is None else encoder.seen["subjects"]
-    notes = [f"waiver {name} of the store's folds" for name in store.manifest.get("waivers", ())]
     if app.cv or app.cv_pretrain:
         question = question_of(store, paths, np.arange(len(store)), cfg.probe)
         seeds = tuple(range(app.seeds))
@@ -200,11 +199,8 @@ def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: S
         return between_stores(app, cfg, store, paths, seen)
     chosen = folds_of(app, cfg, store)
     question, spec = split_question(store, paths, cfg.probe, **chosen)
-    shared = shared_subjects(question, spec)
-    waived = {str(name) for name in store.manifest.get("waivers", ())}
-    if wrong := [name for name in shared if not {name, name.replace(":", "-")} & waived]:
-        raise ValueError(f"subject {wrong[0]!r} is on both sides of the folds; split by subject")
-    return Protocol(question=question, specs=(spec,), heading=floors.heading(question.windows.subject[spec.test], seen), notes=tuple(notes))
+    notes = check_sides(question, spec, store)
+    return Protocol(question=question, specs=(spec,), heading=floors.heading(question.windows.subject[spec.test], seen), notes=notes)
 
 
 def folds_of(app: Probe, cfg: PretrainConfig, store: Store | Stores) -> dict[str, np.ndarray]:
@@ -235,14 +231,16 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
     """Fitted on one store, scored on another: shared subjects leave the training side, subjects seen in pretraining the headline."""
     store = store if isinstance(store, Stores) else Stores([store])
     n_train = sum(len(member) for member in store.stores[: len(app.train)])
-    train, test = np.arange(n_train), np.arange(n_train, len(store))
+    train, test, held = np.arange(n_train), np.arange(n_train, len(store)), None
     if app.use:
-        named = sides(app.use)
-        fold_N = store.index["fold"]
+        named, fold_N = sides(app.use), store.index["fold"]
+        held = train[np.isin(fold_N[train], compose.fold_names(named["val"]))] if "val" in named else None
         train = train[np.isin(fold_N[train], compose.fold_names(named["train"]))]
         test = test[np.isin(fold_N[test], compose.fold_names(named["test"]))]
     everyone = question_of(store, paths, np.arange(len(store)), cfg.probe).windows.subject
-    stays, shared = floors.without_shared(everyone[train], everyone[test], allowed=app.allow_shared_subjects)
+    fitted = train if held is None else np.concatenate([train, held])
+    stays, shared = floors.without_shared(everyone[fitted], everyone[test], allowed=app.allow_shared_subjects)
+    train, held = train[stays[: len(train)]], None if held is None else held[stays[len(train) :]]
     notes = []
     if shared:
         notes.append(f"{len(shared)} subjects are in both stores: their {int((~stays).sum())} windows left the training side ({', '.join(shared[:5])})")
@@ -252,13 +250,8 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
     if new.any() and not new.all():
         notes.append(f"{int((~new).sum())} windows of {len(np.unique(everyone[test][~new]))} subjects that pretraining saw are left out of the headline")
         test = test[new]
-    question, spec = split_question(store, paths, cfg.probe, train=train[stays], test=test)
+    question, spec = split_question(store, paths, cfg.probe, train=train, test=test, validation=held)
     return Protocol(question=question, specs=(spec,), heading=floors.heading(everyone[test], seen), notes=tuple(notes))
-
-
-def shared_subjects(question: Question, spec: FoldSpec) -> list[str]:
-    subject = question.windows.subject
-    return [name for name in np.intersect1d(subject[spec.train], subject[spec.test]).tolist() if name]
 
 
 def jobs_of(
@@ -271,7 +264,7 @@ def jobs_of(
             Job(row=row, source="inductive", specs=(spec,), question=question, seed=spec.seed, cfg=cfg, folder=str(fold_folder(out, spec))) for spec in specs
         ]
     else:
-        own = [Job(row=row, source="encoder", specs=specs, question=question, encoder=origin, seed=origin.seed)]
+        own = [Job(row=row, source="encoder", specs=specs, question=question, encoder=origin, seed=origin.seed if encoder.untrained else cfg.fit.seed)]
     return own + rows.floor_jobs(question, cfg, replace(encoder.contract, fingerprint=()), specs, store)
 
 
@@ -284,7 +277,7 @@ def fold_folder(out: Path, spec: FoldSpec) -> Path:
 
 def claim(out: Path, app: Probe, cfg: PretrainConfig, store: Store | Stores) -> None:
     """Make the folder; an unfinished one is gone on with only for the same question, so that no stale encoder is read."""
-    asked = {"stores": store.hash.split(","), "folds": app.folds, "pretrain": {**compose.to_json(cfg), "probe": None}}
+    asked = {"stores": store.hash.split(","), "task": cfg.probe.task, "folds": app.folds, "pretrain": {**compose.to_json(cfg), "probe": None}}
     path = out / "asked.json"
     if path.is_file():
         if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,16 +47,16 @@ def task_of(store: Store | Stores, name: str | None) -> Task:
 def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:
     """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones."""
     members = store.stores if isinstance(store, Stores) else [store]
-    label = np.concatenate([_labels(member, task) for member in members])
+    label = np.concatenate([_labels(member, task, members[0].tasks[task.name]) for member in members])
     subject = np.concatenate([_subjects(member) for member in members])
     return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=store.index["start_s"][rows_N])
 
 
-def _labels(store: Store, task: Task) -> np.ndarray:
+def _labels(store: Store, task: Task, asked: Mapping[str, Any]) -> np.ndarray:
     if task.name in store.tasks:
         spec = store.tasks[task.name]
-        if spec["kind"] != task.kind or (task.classes and tuple(spec["classes"]) != task.classes):
-            raise ValueError(f"task {task.name!r} is another one in {store.path} ({spec}); the probe was asked for {task}")
+        if spec["kind"] != asked["kind"] or list(spec["classes"]) != list(asked["classes"]):
+            raise ValueError(f"task {task.name!r} is another one in {store.path} ({spec}) than in the first store ({asked})")
         return store.label(task.name)
     if task.kind == "regression":
         return np.full(len(store), np.nan)
@@ -78,7 +79,26 @@ def split_question(
     """One training and one test set of rows; validation rows choose regularisation and threshold, else inner folds of the training ones."""
     held = np.zeros(0, np.int64) if validation is None else validation
     rows_N = np.concatenate([train, held, test])
+    if len(np.unique(rows_N)) < len(rows_N):
+        raise ValueError("a window is on two of the sides train, val and test: name every fold on one side")
+    if validation is not None and not len(held):
+        raise ValueError("no window is left on the val side: name another val fold, or none")
     n_fit = len(train) + len(held)
     spec = FoldSpec(seed=0, repeat=0, fold="test", train=np.arange(n_fit), test=np.arange(n_fit, len(rows_N)))
     question = question_of(store, paths, rows_N, read_out)
     return (question if validation is None else replace(question, validation=np.arange(len(train), n_fit))), spec
+
+
+def shared_subjects(question: Question, spec: FoldSpec) -> list[str]:
+    """Subjects with windows on both sides."""
+    subject = question.windows.subject
+    return [name for name in np.intersect1d(subject[spec.train], subject[spec.test]).tolist() if name]
+
+
+def check_sides(question: Question, spec: FoldSpec, store: Store | Stores) -> tuple[str, ...]:
+    """ValueError for a subject on both sides of a store's folds without a waiver; the waivers, as notes for the table."""
+    waivers = tuple(str(name) for name in store.manifest.get("waivers", ()))
+    for name in shared_subjects(question, spec):
+        if not {name, name.replace(":", "-")} & set(waivers):
+            raise ValueError(f"subject {name!r} is on both sides of the folds; split by subject")
+    return tuple(f"waiver {name} of the store's folds" for name in waivers)
