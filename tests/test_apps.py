@@ -143,6 +143,7 @@ def test_a_part_is_swapped_by_name_and_its_flags_follow(here, store):
 def test_a_dry_run_writes_nothing(tmp_path, store, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert pretrain.main([*SMALL, "--data", str(store), "--dry-run"])["batch"][1:] == [1, 250]
+    assert pretrain.main([*SMALL, "--dry-run"])["batch"] == [16, 1, 250]
     assert not list(tmp_path.iterdir())
 
 
