@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from questions import Question
 from torch import Tensor
 
 from compose import PretrainConfig, build_model, contract_of, fit_model_to, parts, seen_of, spec_of
@@ -19,6 +18,7 @@ from physio_models.reference import reference_encoder
 from physio_models.statistics import batch_norms, reestimate_statistics
 from physio_train import Step, Streams, fit
 from physio_train.embed import embed, signals
+from questions import Question
 
 INITIAL, UNMASKED, MASKED = "as initialised", "statistics of unmasked input", "statistics of masked input"
 N_STATISTICS = 2048  # training windows that a twin's running statistics are estimated on

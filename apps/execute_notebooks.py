@@ -7,10 +7,11 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import console
 import jupytext
 import nbformat
 from nbclient import NotebookClient
+
+import console
 
 FOLDER = Path(__file__).parent / "notebooks"
 

@@ -15,10 +15,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
-import console
 import tyro
-from console import say
 
+import console
+from console import say
 from physio_data.corpora import CORPORA, Corpus
 from physio_data.corpora import corpus as corpus_of
 from physio_data.journal import StoreBusy

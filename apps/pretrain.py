@@ -18,24 +18,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, get_args
 
-import console
-import figures
 import numpy as np
-import rows
 import torch
 import tyro
-from console import say
-from encoders import Origin
-from prepare import prepared
-from questions import check_sides, split_question
 
 import compose
+import console
+import figures
+import rows
 from compose import Parts, PretrainConfig, Size
+from console import say
+from encoders import Origin
 from physio_data.store import Store, Stores
 from physio_models.pretrained import from_pretrained
 from physio_train import VALIDATION_EPOCH, JsonLines, NonFiniteLossError, Progress, RankLostError, Run, Step, Streams, World, fit, floors, session, validate
 from physio_train import predictions as prediction_files
 from physio_train.distributed import average, broadcast
+from prepare import prepared
+from questions import check_sides, split_question
 
 JOIN_S = 3600.0  # how long ranks wait for the one that prepares
 CHANGEABLE = ("fit.n_steps", "fit.n_epochs", "fit.checkpoint_every", "fit.validate_every", "fit.keep_last", "fit.check_every", "log_every", "data", "probe")
@@ -54,7 +54,7 @@ class Pretrain:
     out: Path | None = None
     """The run folder. Default: runs/RECIPE-TIME."""
     model: str | None = None
-    """Another network, by its row of MODELS; its own flags follow as --cfg.model."""
+    """Another network, by its row of MODELS; its own flags follow as --model.FIELD."""
     objective: str | None = None
     """Another objective, by its row of OBJECTIVES."""
     config: Path | None = None

@@ -15,17 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import console
 import numpy as np
-import rows
 import tyro
-from console import say
-from encoders import Origin, encoder_features
-from questions import Question, check_sides, question_of, split_question
-from rows import Job, Result
 
 import compose
+import console
+import rows
 from compose import Cohort, PretrainConfig, ReadOut, Size
+from console import say
+from encoders import Origin, encoder_features
 from physio_data.store import Store, Stores
 from physio_models import MODELS, OBJECTIVES, resolve
 from physio_models.contract import Encoder
@@ -35,6 +33,8 @@ from physio_train import predictions as prediction_files
 from physio_train import probe as probes
 from physio_train.folds import FoldSpec, outer_folds
 from physio_train.run import write_json
+from questions import Question, check_sides, question_of, split_question
+from rows import Job, Result
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,14 +17,13 @@ from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Literal
 
-import console
 import numpy as np
 import torch
-from encoders import INITIAL, Origin, encoder_features, handcrafted_features, has_handcrafted, pretrained_here, twin, twin_settings
-from questions import Question
 from threadpoolctl import threadpool_limits
 
+import console
 from compose import PretrainConfig, open_stores
+from encoders import INITIAL, Origin, encoder_features, handcrafted_features, has_handcrafted, pretrained_here, twin, twin_settings
 from physio_data.store import Store, Stores
 from physio_models.contract import InputContract
 from physio_train import floors, table
@@ -33,6 +32,7 @@ from physio_train.folds import FoldSpec
 from physio_train.predictions import Predictions, concatenate
 from physio_train.probe import Probe, ProbeConfig
 from physio_train.protocol import predict
+from questions import Question
 
 Source = Literal["encoder", "inductive", "twin", "handcrafted"]
 

@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import prepare
-import pretrain
-import probe
 import pytest
 from safetensors.numpy import load_file
 
 import compose
+import prepare
+import pretrain
+import probe
 from physio_train import predictions as prediction_files
 from physio_train.metrics import auroc
 
