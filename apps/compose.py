@@ -88,6 +88,14 @@ def recipe(name: str, size: Size) -> PretrainConfig:
     return importlib.import_module(f"recipes.{name}").recipe(size)
 
 
+def fast_precision() -> Literal["fp32", "bf16"]:
+    """bf16 where this machine multiplies it in hardware, else fp32. A recipe asks once; the run's config.json then names the answer, so a replay repeats it."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has = torch.cpu.get_capabilities()
+    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+
+
 def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size) -> PretrainConfig:
     """The recipe with another network or objective by its table name, at its preset."""
     if model is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from compose import Cohort, PretrainConfig, ReadOut
+from compose import Cohort, PretrainConfig, ReadOut, fast_precision
 from physio_models.himae import HiMaeConfig
 from physio_models.objectives.masked import MaskedReconstruction
 from physio_train import FitConfig
@@ -30,7 +30,7 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
             warmup=0.05,
             schedule="cosine",
             clip_norm=1.0,
-            precision="bf16",
+            precision=fast_precision(),
             checkpoint_every=max(1, n_steps // 5),
             validate_every=max(1, n_steps // 5),
         ),
