@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
 from compose import Cohort, PretrainConfig, ReadOut, fast_precision
@@ -11,13 +12,16 @@ from physio_train import FitConfig
 
 
 def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfig:
-    """tiny: seconds; fast: minutes on two cores; reference: the published network and its training length."""
+    """tiny: seconds; fast: minutes on two cores; reference: the published network's size and training length.
+
+    Z-scored windows and a linear output; `--normalization instance_minmax --model.output tanh` are the published pair.
+    """
     n_subjects = {"tiny": 30, "fast": 400, "reference": 4000}[size]
     minutes = {"tiny": 1.0, "fast": 4.0, "reference": 10.0}[size]
     n_steps = {"tiny": 20, "fast": 1200, "reference": 30_000}[size]
     return PretrainConfig(
         cohort=Cohort(corpus="synthetic", window_s=10.0, hop_s=10.0, fs=25.0, options={"n_subjects": n_subjects, "minutes": minutes}),
-        model=HiMaeConfig.preset(size, n_samples=250),
+        model=replace(HiMaeConfig.preset(size, n_samples=250), output="linear"),
         objective=MaskedReconstruction(patch=5, mask_ratio=0.8),
         fit=FitConfig(
             n_steps=n_steps,
@@ -32,6 +36,6 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
             checkpoint_every=max(1, n_steps // 6),
             validate_every=max(1, n_steps // 6),
         ),
-        normalization="instance_minmax",
+        normalization="lead_zscore",
         probe=ReadOut(task="pvc"),
     )
