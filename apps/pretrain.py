@@ -101,12 +101,18 @@ def parse(arguments: Sequence[str]) -> Pretrain:
         raise ValueError("give --config to repeat a run in a new folder or --resume to go on with it, not both")
     if chosen.config or chosen.resume:
         cfg, name, size, data = saved_config(Path(chosen.config) if chosen.config else Path(chosen.resume) / "config.json")
+        if chosen.size not in (None, size):
+            raise ValueError(
+                f"--size {chosen.size} names the recipe's config, but the saved one ({size}) is what is repeated: leave --size out, or name the recipe instead"
+            )
     else:
         cfg, data = compose.recipe(name, size), ()
     cfg = compose.swap(cfg, model=chosen.model, objective=chosen.objective, size=size)
     app = tyro.cli(Pretrain, args=list(arguments), default=Pretrain(cfg=cfg, data=data, recipe=name, size=size), description=__doc__)
     if app.recipe != name:
         raise ValueError(f"name the recipe before the flags: pretrain.py {app.recipe} ...")
+    if app.resume is not None and app.out is not None and app.out.resolve() != app.resume.resolve():
+        raise ValueError(f"--out {app.out} is another folder than --resume {app.resume}: a run goes on where it is; leave --out out")
     return app
 
 
