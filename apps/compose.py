@@ -58,7 +58,7 @@ class ReadOut:
 
     task: str | None = None  # a task of the store; None where it has one only
     level: str = "all"  # a level of the model, or all of them pooled and concatenated
-    pool: Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"] = "mean+max+std"
+    pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std", "tokens"] = "mean+max+std"
     train: tuple[str, ...] = ("train", "val")  # folds the probe after pretraining is fitted on
     test: tuple[str, ...] = ("test",)  # folds it is scored on; they choose nothing
     twins: int = 5  # seeds of the random twin
