@@ -17,7 +17,8 @@ POOLS: tuple[str, ...] = get_args(Pool)
 def pool(tokens_BND: Tensor, how: Pool = "mean", valid_BN: Tensor | None = None) -> Tensor:
     """Pool tokens over N: (B, D) times the number of parts named, or (B, N * D) for ``tokens``.
 
-    ``std`` is the population one; ``peak`` is how far the largest token stands above the mean, which an offset shared by a whole recording cannot move. Tokens where ``valid_BN`` is False stay out (``tokens`` has them as 0).
+    ``std`` is the population one; ``peak`` is how far the largest token stands above the mean, which an offset shared by a whole
+    recording cannot move. Tokens where ``valid_BN`` is False stay out (``tokens`` has them as 0).
     ``ValueError`` for an unknown name or an item without a valid token.
     """
     if how not in POOLS:
