@@ -44,9 +44,6 @@ def open_recording(
 
         if channels is not None or units is not None:
             raise ValueError(f"{path}: a WFDB header names its channels and units; leave the arguments channels and units out and use Recording.select")
-        recording = open_wfdb(path, subject=subject, annotation=annotation)
-        if source_fs is not None and abs(source_fs - recording.fs) > 1e-6 * recording.fs:
-            raise ValueError(f"{path}: the header states {recording.fs:g} Hz, which --source-fs {source_fs:g} contradicts; leave it out")
-        return recording
+        return open_wfdb(path, subject=subject, annotation=annotation, source_fs=source_fs)
     known = ", ".join((*_WFDB, *_TEXT, *_HDF5))
     raise ValueError(f"{path}: no format has the suffix {suffix!r}, and there is no header {path.name}.hea beside it; known are {known}")
