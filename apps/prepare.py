@@ -19,6 +19,7 @@ import tyro
 
 import console
 from console import say
+from physio_data.conditioning import chosen_leads
 from physio_data.corpora import CORPORA, Corpus
 from physio_data.corpora import corpus as corpus_of
 from physio_data.journal import StoreBusy
@@ -42,8 +43,12 @@ class Prepare:
     """Folder of the store. Default: stores/CORPUS."""
     leads: str = ""
     """Channels by name, in order, separated by commas: II,V5."""
+    derive: bool = False
+    """Compute III, aVR, aVL and aVF from leads I and II in records that lack them."""
     window_s: float | None = None
     """Length of a window, in seconds."""
+    around: Literal["beats"] | None = None
+    """Centre one window on every annotated beat instead of one every hop. Default length: 1 s."""
     hop_s: float | None = None
     """From one window's start to the next one's, in seconds. Default: the window."""
     fs: float | None = None
@@ -108,7 +113,10 @@ def config(app: Prepare) -> PrepareConfig:
         band=band(app.band),
         quality=Limits() if app.quality else None,
         corpus_options=dict(app.option),
-        **{name: getattr(app, name) for name in ("window_s", "hop_s", "fs", "source_fs", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")},
+        **{
+            name: getattr(app, name)
+            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
+        },
     )
 
 
@@ -163,7 +171,7 @@ def dry_run(cfg: PrepareConfig, corpus: Corpus) -> dict[str, object]:
     cfg = cfg.settled(corpus)
     n_records(cfg)
     recording = next(iter(corpus.records(cfg.root, **cfg.corpus_options)))
-    recording = recording.select(cfg.leads or recording.channels)
+    recording = chosen_leads(recording, cfg.leads or recording.channels, derive=cfg.derive)
     fs, window_s = cfg.fs or recording.fs, cfg.window_s or recording.duration_s
     n = max(0, int((recording.duration_s - window_s) // (cfg.hop_s or window_s)) + 1)
     say(f"{recording.record}: {'+'.join(recording.channels)} at {recording.fs:g} Hz, {recording.duration_s:g} s")

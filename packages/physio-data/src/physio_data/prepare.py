@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from physio_data.conditioning import Block, WindowPlan, joined, windows_of
+from physio_data.conditioning import Block, WindowPlan, chosen_leads, joined, windows_of
 from physio_data.corpora import corpus as corpus_of
 from physio_data.corpora.contract import Corpus, TaskSpec
 from physio_data.journal import StoreWriter, discard_journal, locked, refuse_different, saying_disk_full
@@ -27,6 +27,7 @@ from physio_data.windows import n_samples
 if TYPE_CHECKING:
     from physio_data.quality import Limits
 
+BEAT_WINDOW_S = 1.0  # of windows around beats where none is given: half a second on both sides
 Split = Literal["hash", "stratified", "official"]
 _IN_FLIGHT = 16  # worker calls waiting or running at once: bounds memory, feeds any usual pool
 _PPG_NAMES = {"ppg", "pleth"}
@@ -40,7 +41,9 @@ class PrepareConfig:
     corpus: str
     root: str | None = None
     leads: tuple[str, ...] = ()
+    derive: bool = False  # compute III, aVR, aVL and aVF from I and II in records that lack them
     window_s: float | None = None
+    around: Literal["beats"] | None = None  # windows centred on annotated beats; then `hop_s` has no meaning
     hop_s: float | None = None  # None where `window_s` is given too: the window
     fs: float | None = None  # rate of the store
     source_fs: float | None = None  # rate of files that state none
@@ -66,6 +69,10 @@ class PrepareConfig:
             low_hz, high_hz = self.band
             if (low_hz is not None and low_hz <= 0) or (high_hz is not None and high_hz <= (low_hz or 0)):
                 raise ValueError(f"band must satisfy 0 < low < high (Hz), got {self.band}; None leaves a side open")
+        if self.around not in (None, "beats"):
+            raise ValueError(f"around must be beats, or left out, got {self.around!r}")
+        if self.around == "beats" and (self.hop_s is not None or self.pad_tail):
+            raise ValueError("around=beats puts a window on every beat; leave hop_s and pad_tail out")
         if self.dtype not in ("float32", "int16"):
             raise ValueError(f"dtype must be float32 or int16, got {self.dtype!r}")
         if self.split not in (None, "hash", "stratified", "official"):
@@ -78,7 +85,11 @@ class PrepareConfig:
         defaults = corpus.defaults
         own_window = self.window_s is not None
         window_s = self.window_s if own_window else defaults.window_s
+        if self.around == "beats" and not own_window:
+            window_s = BEAT_WINDOW_S
         hop_s = self.hop_s if self.hop_s is not None else window_s if own_window else defaults.hop_s or window_s
+        if self.around == "beats":
+            hop_s = None
         return replace(
             self,
             leads=tuple(self.leads) or defaults.leads,
@@ -181,7 +192,9 @@ def _record_ids(cfg: PrepareConfig, corpus: Corpus, options: Mapping[str, object
 def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options: Mapping[str, object]) -> WindowPlan:
     """Fix channels, units, rate and length by the first record where the config leaves them open."""
     first = corpus.open_record(cfg.root, record_ids[0], **options)
-    chosen = first.select(cfg.leads or first.channels)
+    if cfg.around == "beats" and corpus.beat_times is None:
+        raise ValueError(f"corpus {corpus.name!r} has no annotated beats to put windows around; leave around out")
+    chosen = chosen_leads(first, cfg.leads or first.channels, derive=cfg.derive)
     fs = cfg.fs or chosen.fs
     length = n_samples(cfg.window_s if cfg.window_s is not None else chosen.duration_s, fs)
     kind = signal_kind(chosen.channels, corpus.signal_kind)
@@ -198,6 +211,8 @@ def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options
         kind=kind,
         limits=cfg.quality,
         pad_tail=cfg.pad_tail,
+        derive=cfg.derive,
+        around=cfg.around,
     )
 
 
@@ -312,7 +327,8 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         "fs": plan.fs,
         "n_samples": plan.n_samples,
         "window_s": plan.window_s,
-        "hop_s": plan.hop / plan.fs,
+        "hop_s": None if plan.around else plan.hop / plan.fs,
+        "around": plan.around,
         "band": None if cfg.band == (None, None) else list(cfg.band),
         "notch_hz": cfg.notch_hz,
         "raw": cfg.raw,
