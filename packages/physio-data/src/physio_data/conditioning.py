@@ -148,7 +148,7 @@ def conditioned(recording: Recording, gain_C1: np.ndarray, lo: int, hi: int, pla
     out_CT = np.full((len(x_CT), hi - lo), np.nan, np.float32)
     for begin, end in finite_runs(np.isfinite(x_CT).all(axis=0)):
         at_record_edge = first + begin == 0 or first + end == recording.n_samples
-        if (end - begin) * ratio < plan.n_samples and not (plan.pad_tail and at_record_edge):
+        if n_samples((end - begin) / recording.fs, plan.fs) < plan.n_samples and not (plan.pad_tail and at_record_edge):
             continue  # too short for a window, and for a filter to settle
         k, y_CT = _filtered_run(x_CT[:, begin:end], first + begin, recording.fs, ratio, plan)
         a, b = max(k, lo), min(k + y_CT.shape[1], hi)

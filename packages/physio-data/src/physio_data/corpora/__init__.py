@@ -13,6 +13,18 @@ CORPORA = {
     "ucr": "physio_data.corpora.ucr:CORPUS",
     "himae_shards": "physio_data.corpora.himae_shards:CORPUS",
     "himae_pvc": "physio_data.corpora.himae_pvc:CORPUS",
+    "pulsedb": "physio_data.corpora.pulsedb:CORPUS",
+    "mimic3_wf": "physio_data.corpora.mimic3_wf:CORPUS",
+    "mimic4_wf": "physio_data.corpora.mimic4_wf:CORPUS",
+    "bidmc": "physio_data.corpora.bidmc:CORPUS",
+    "ppgbp": "physio_data.corpora.ppgbp:CORPUS",
+    "troika": "physio_data.corpora.troika:CORPUS",
+    "wesad": "physio_data.corpora.wesad:CORPUS",
+    "dalia": "physio_data.corpora.dalia:CORPUS",
+    "sleep_edf": "physio_data.corpora.sleep_edf:CORPUS",
+    "cwt_index": "physio_data.corpora.cwt_index:CORPUS",
+    "ecg_preprocess": "physio_data.corpora.ecg_preprocess:CORPUS",
+    "folder": "physio_data.corpora.folder:CORPUS",
 }
 
 
