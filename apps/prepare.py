@@ -65,6 +65,14 @@ class Prepare:
     """How subjects are dealt to train, val and test."""
     split_seed: int = 0
     """Which hash or stratified split."""
+    labels: Path | None = None
+    """CSV of your own labels: a column subject, record, or record and start_s, and one a task; an empty cell is unknown."""
+    on: Literal["subject", "record", "segment"] = "subject"
+    """What the lines of --labels speak of; segment joins on record and start_s (s)."""
+    kind: tuple[str, ...] = ()
+    """TASK=binary, TASK=multiclass or TASK=regression for the columns of --labels to take. Default: all of them, as their values suggest."""
+    folds: Path | None = None
+    """CSV with a column subject or record, and fold: your own division, instead of --split."""
     quality: bool = False
     """Leave out windows that are flat, clipped or of implausible rate or shape, with a count per reason. Windows with a gap always go."""
     pad_tail: bool = False
@@ -113,11 +121,23 @@ def config(app: Prepare) -> PrepareConfig:
         band=band(app.band),
         quality=Limits() if app.quality else None,
         corpus_options=dict(app.option),
+        labels=None if app.labels is None else str(app.labels),
+        labels_on=app.on,
+        kinds=kinds(app.kind),
+        folds=None if app.folds is None else str(app.folds),
         **{
             name: getattr(app, name)
             for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
         },
     )
+
+
+def kinds(texts: Sequence[str]) -> dict[str, str]:
+    """`("mi=binary",)` -> {"mi": "binary"}."""
+    split = [text.partition("=") for text in texts]
+    if bad := [name for name, equals, _ in split if not (name and equals)]:
+        raise ValueError(f"kind must be TASK=binary, TASK=multiclass or TASK=regression, got {bad[0]!r}")
+    return {name: kind for name, _, kind in split}
 
 
 def band(text: str) -> tuple[float | None, float | None] | None:

@@ -135,7 +135,7 @@ CORPUS = Corpus(
     title="BIDMC PPG and Respiration Dataset 1.0.0",
     licence="ODC-By 1.0",
     access="open",
-    size="53 recordings of 8 min, 46 people; PPG, ECG and respiration at 125 Hz, monitor values at 1 Hz (layout of the Fix files: unverified)",
+    size="53 recordings of 8 min, 46 people; PPG, ECG and respiration at 125 Hz, monitor values at 1 Hz",
     citation="Pimentel MAF et al. IEEE Trans Biomed Eng 2017;64(8):1914-1923",
     url="https://physionet.org/content/bidmc/1.0.0/",
     signal_kind="mixed",
@@ -144,4 +144,5 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("PLETH",), window_s=10.0, hop_s=10.0, fs=125.0, band=(0.5, 8.0), split="hash"),
     tasks={**RATE, **AGE_SEX},
     label_windows=label_windows,
+    layout="unverified",
 )

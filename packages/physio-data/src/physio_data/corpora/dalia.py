@@ -73,7 +73,7 @@ CORPUS = Corpus(
     title="PPG-DaLiA: PPG-based heart rate in daily life",
     licence="CC BY 4.0 (as listed by the UCI repository)",
     access="open",
-    size="15 people, about 2.5 h each; wrist PPG at 64 Hz, chest ECG at 700 Hz (layout: unverified, from the corpus's description)",
+    size="15 people, about 2.5 h each; wrist PPG at 64 Hz, chest ECG at 700 Hz",
     citation="Reiss A, Indlekofer I, Schmidt P, Van Laerhoven K. Deep PPG. Sensors 2019;19(14):3079",
     url="https://archive.ics.uci.edu/dataset/495/ppg+dalia",
     signal_kind="mixed",
@@ -82,5 +82,7 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(window_s=8.0, hop_s=2.0, split="hash"),
     tasks={**RATE, "activity": TaskSpec(kind="multiclass", classes=ACTIVITIES), **AGE_SEX},
     label_windows=label_windows,
+    layout="unverified",
+    obtain="download the archive from the UCI repository and unpack it; --root is PPG_FieldStudy, which holds S1, S2, ...",
     options=_OPTIONS,
 )

@@ -76,5 +76,6 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("PLETH",), window_s=10.0, hop_s=10.0, fs=125.0, band=(0.5, 8.0), split="hash"),
     tasks=AGE_SEX,
     label_windows=label_windows,
+    obtain="PhysioNet, no credentials: download the folders p00 to p09 that you want; ages need PATIENTS.csv of the credentialed MIMIC-III clinical database",
     options=_OPTIONS,
 )

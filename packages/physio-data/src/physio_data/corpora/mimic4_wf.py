@@ -84,5 +84,6 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("Pleth",), window_s=10.0, hop_s=10.0, fs=125.0, band=(0.5, 8.0), split="hash"),
     tasks=AGE_SEX,
     label_windows=label_windows,
+    obtain="PhysioNet, no credentials: the folder waves; ages need hosp/patients.csv.gz of the credentialed MIMIC-IV",
     options=_OPTIONS,
 )

@@ -157,5 +157,6 @@ CORPUS = Corpus(
         **AGE_SEX,
     },
     label_windows=label_windows,
+    obtain="download the archive from figshare, unpack it and save the workbook as subjects.csv beside the folder 0_subject",
     records_per_task=32,
 )

@@ -213,6 +213,7 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("PPG",), window_s=10.0, hop_s=10.0, fs=125.0, band=(0.5, 8.0), split="hash"),
     tasks={**PRESSURE, **AGE_SEX},
     label_windows=label_windows,
+    obtain="the authors link the two archives (PulseDB_MIMIC, PulseDB_Vital) from the page; --root is the folder that holds both or one",
     records_per_task=32,
     options=_OPTIONS,
 )

@@ -95,4 +95,5 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("Fpz-Cz", "Pz-Oz"), window_s=30.0, hop_s=30.0, fs=100.0, band=(0.3, 35.0), split="hash"),
     tasks={"stage": TaskSpec(kind="multiclass", classes=STAGES), **AGE_SEX},
     label_windows=label_windows,
+    layout="unverified",
 )

@@ -123,4 +123,5 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=("PPG1", "PPG2"), window_s=8.0, hop_s=2.0, fs=125.0, band=(0.5, 8.0), split="hash"),
     tasks=RATE,
     label_windows=label_windows,
+    obtain="request or download the training and test sets of the cup from the page; --root is the folder of the .mat files",
 )

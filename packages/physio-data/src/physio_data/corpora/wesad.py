@@ -59,7 +59,7 @@ CORPUS = Corpus(
     title="WESAD: wearable stress and affect detection",
     licence="CC BY 4.0 (as listed by the UCI repository)",
     access="open",
-    size="15 people, about 100 min each; chest at 700 Hz, wrist PPG at 64 Hz (layout: unverified, from the corpus's description)",
+    size="15 people, about 100 min each; chest at 700 Hz, wrist PPG at 64 Hz",
     citation="Schmidt P, Reiss A, Duerichen R, Marberger C, Van Laerhoven K. ICMI 2018:400-408",
     url="https://archive.ics.uci.edu/dataset/465/wesad+wearable+stress+and+affect+detection",
     signal_kind="mixed",
@@ -68,5 +68,7 @@ CORPUS = Corpus(
     defaults=PrepareDefaults(leads=(), window_s=10.0, hop_s=10.0, split="hash"),
     tasks={"stress": TaskSpec(kind="multiclass", classes=STATES), **AGE_SEX},
     label_windows=label_windows,
+    layout="unverified",
+    obtain="download WESAD.zip from the UCI repository and unpack it; --root is the folder that holds S2, S3, ...",
     options={"device": "wrist (PPG, default), wrist_acc, wrist_slow or chest; a device is one rate"},
 )
