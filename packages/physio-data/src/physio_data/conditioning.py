@@ -213,7 +213,9 @@ def _columns(recording: Recording, start_K: np.ndarray, n_valid_K: np.ndarray, p
     n = len(start_K)
     follows = np.zeros(n, bool)
     follows[:-1] = (np.diff(start_K) == plan.hop) & (plan.around is None)  # whole samples on one grid: nearer than half a sample of the hop
+    said = {"text": np.full(n, str(recording.labels["text"]))} if "text" in recording.labels else {}
     return {
+        **said,
         "subject": np.full(n, recording.subject),
         "record": np.full(n, recording.record),
         "start_s": recording.start_s + start_K / plan.fs,
