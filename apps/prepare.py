@@ -57,6 +57,8 @@ class Prepare:
     """Rate of files that state none, in Hz."""
     band: str = ""
     """Pass band LO,HI in Hz; an empty side stays open (0.5, or ,40), none filters nothing."""
+    filter: Literal["butterworth", "papagei"] = "butterworth"
+    """Shape of the band-pass; papagei is its Chebyshev-II 0.5-12 Hz with 50 ms of smoothing, at 125 Hz (--band and --fs are then fixed)."""
     notch_hz: float | None = None
     """Frequency of a notch against mains hum, in Hz."""
     raw: bool = False
@@ -127,7 +129,7 @@ def config(app: Prepare) -> PrepareConfig:
         folds=None if app.folds is None else str(app.folds),
         **{
             name: getattr(app, name)
-            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
+            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
         },
     )
 

@@ -9,12 +9,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from physio_data.filters import bandpass, notch, resample
 from physio_data.leads import select_or_derive
+from physio_data.papagei import chebyshev
 from physio_data.quality import Reason, check, reason_names
 from physio_data.recording import Recording
 from physio_data.units import unit_gain
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from physio_data.quality import Limits
 
 BLOCK_S = 3600.0  # a longer record is filtered and cut in pieces of this length, so memory does not grow with it
+Filter = Literal["butterworth", "papagei"]
 SETTLING_PERIODS = 20.0  # margin on both sides of a piece, in periods of the lowest cut-off: the filters have settled by then
 
 
@@ -42,6 +44,7 @@ class WindowPlan:
     kind: str
     limits: Limits | None = None
     pad_tail: bool = False
+    filter: Filter = "butterworth"  # "papagei": its Chebyshev-II band-pass and moving average, at the store's rate of 125 Hz
     derive: bool = False  # III, aVR, aVL and aVF from I and II where a record lacks them
     around: str | None = None  # "beats": windows centred on annotated beats instead of one every `hop`
 
@@ -167,19 +170,24 @@ def _filtered_run(x_CT: np.ndarray, begin: int, fs: float, ratio: Fraction, plan
     """Filter and resample one gap-free run that starts at native sample `begin`; (first output sample on the record's grid, (C, T'))."""
     y_CT = _filtered(x_CT, fs, plan)
     if ratio == 1:
-        return begin, y_CT
+        return begin, _smoothed(y_CT, plan)
     # The output grid meets the input grid every `denominator` samples: start there, on repeated edge samples, and drop what they gave.
     lead_in = begin % ratio.denominator
     grid_start = int((begin - lead_in) * ratio)
     first = math.ceil(begin * ratio)
     y_CT = resample(np.pad(y_CT, ((0, 0), (lead_in, 0)), mode="edge"), fs, plan.fs)
-    return first, y_CT[:, first - grid_start :]
+    return first, _smoothed(y_CT[:, first - grid_start :], plan)
 
 
 def _filtered(x_CT: np.ndarray, fs: float, plan: WindowPlan) -> np.ndarray:
     if plan.notch_hz is not None:
         x_CT = notch(x_CT, fs, plan.notch_hz)
-    return x_CT if plan.band is None else bandpass(x_CT, fs, *plan.band)
+    return x_CT if plan.band is None or plan.filter == "papagei" else bandpass(x_CT, fs, *plan.band)
+
+
+def _smoothed(x_CT: np.ndarray, plan: WindowPlan) -> np.ndarray:
+    """PaPaGei's filter runs after resampling: its form is only sound at 125 Hz."""
+    return chebyshev(x_CT, plan.fs) if plan.filter == "papagei" and plan.band is not None else x_CT
 
 
 def _reasons(x_NCT: np.ndarray, recording: Recording, start_N: np.ndarray, n_valid_N: np.ndarray, plan: WindowPlan) -> np.ndarray:

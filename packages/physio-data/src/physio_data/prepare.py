@@ -20,6 +20,8 @@ from physio_data.corpora.contract import Corpus, TaskSpec
 from physio_data.join import Labels, file_sha256, folds_of_records, read_labels
 from physio_data.journal import StoreWriter, discard_journal, locked, refuse_different, saying_disk_full
 from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, read_manifest, write_manifest
+from physio_data.papagei import EDGES_HZ as PAPAGEI_BAND
+from physio_data.papagei import FS as PAPAGEI_HZ
 from physio_data.recording import ECG_LEADS, canonical_lead
 from physio_data.shards import Shard
 from physio_data.splits import check_disjoint, hash_split, stratified_split, stratum
@@ -49,6 +51,7 @@ class PrepareConfig:
     fs: float | None = None  # rate of the store
     source_fs: float | None = None  # rate of files that state none
     band: tuple[float | None, float | None] | None = None  # (low, high), None leaves a side open; (None, None) filters nothing
+    filter: Literal["butterworth", "papagei"] = "butterworth"  # "papagei": Chebyshev-II 0.5-12 Hz and 50 ms of smoothing, at 125 Hz
     notch_hz: float | None = None
     raw: bool = False  # resampled, but not filtered: the band stays to be applied per batch
     split: Split | None = None
@@ -74,6 +77,10 @@ class PrepareConfig:
             low_hz, high_hz = self.band
             if (low_hz is not None and low_hz <= 0) or (high_hz is not None and high_hz <= (low_hz or 0)):
                 raise ValueError(f"band must satisfy 0 < low < high (Hz), got {self.band}; None leaves a side open")
+        if self.filter not in ("butterworth", "papagei"):
+            raise ValueError(f"filter must be butterworth or papagei, got {self.filter!r}")
+        if self.filter == "papagei" and (self.band not in (None, PAPAGEI_BAND) or self.fs not in (None, PAPAGEI_HZ)):
+            raise ValueError(f"filter=papagei fixes the band {PAPAGEI_BAND} and {PAPAGEI_HZ:g} Hz, got band={self.band}, fs={self.fs}; leave them out")
         if self.around not in (None, "beats"):
             raise ValueError(f"around must be beats, or left out, got {self.around!r}")
         if self.around == "beats" and (self.hop_s is not None or self.pad_tail):
@@ -104,8 +111,8 @@ class PrepareConfig:
             leads=tuple(self.leads) or defaults.leads,
             window_s=window_s,
             hop_s=hop_s,
-            fs=self.fs if self.fs is not None else defaults.fs,
-            band=tuple(self.band or defaults.band or (None, None)),
+            fs=PAPAGEI_HZ if self.filter == "papagei" else self.fs if self.fs is not None else defaults.fs,
+            band=PAPAGEI_BAND if self.filter == "papagei" else tuple(self.band or defaults.band or (None, None)),
             split="file" if self.folds is not None else self.split or defaults.split,
         )
 
@@ -113,6 +120,8 @@ class PrepareConfig:
         """The parameters that decide a store's content, as JSON values; the root is known by its last folder's name, so that data may move."""
         values = asdict(self)
         values["root"] = Path(self.root).resolve().name if self.root is not None else None
+        if self.filter == "butterworth":
+            del values["filter"]
         if self.labels is None:
             del values["labels"], values["labels_on"], values["kinds"]
         for name in ("labels", "folds"):
@@ -228,6 +237,7 @@ def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options
         kind=kind,
         limits=cfg.quality,
         pad_tail=cfg.pad_tail,
+        filter=cfg.filter,
         derive=cfg.derive,
         around=cfg.around,
     )
@@ -381,6 +391,7 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         "hop_s": None if plan.around else plan.hop / plan.fs,
         "around": plan.around,
         "band": None if cfg.band == (None, None) else list(cfg.band),
+        "filter": cfg.filter,
         "notch_hz": cfg.notch_hz,
         "raw": cfg.raw,
         "dtype": cfg.dtype,
