@@ -97,8 +97,8 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(Prepare, args=arguments, description=f"{Prepare.__doc__}\n\nCorpora: {', '.join(CORPORA)}.")
     corpus = corpus_of(app.corpus)
     if app.info:
-        print(card(corpus))
-        return {"corpus": corpus.name, "options": dict(corpus.options), "tasks": {name: task.kind for name, task in corpus.tasks.items()}}
+        print(card(corpus, app.root))
+        return {"corpus": corpus.name, "layout": corpus.layout, "options": dict(corpus.options), "tasks": {n: task.kind for n, task in corpus.tasks.items()}}
     cfg = config(app)
     if app.dry_run:
         return dry_run(cfg, corpus)
@@ -179,12 +179,15 @@ def n_records(cfg: PrepareConfig) -> int:
     return len(corpus.list_records(cfg.root, **options))
 
 
-def card(corpus: Corpus) -> str:
-    """What a corpus is, in lines for a reader."""
+def card(corpus: Corpus, root: Path | None = None) -> str:
+    """What a corpus is, in lines for a reader; with its folder also the tasks whose classes lie in the files."""
     lines = [f"{key}: {value}" for key, value in corpus.card().items()]
     defaults = ", ".join(f"{key}={value}" for key, value in vars(corpus.defaults).items())
     lines += [f"defaults: {defaults}"]
-    lines += [f"task {name}: {spec.kind} {'/'.join(spec.classes) or spec.unit}" for name, spec in corpus.tasks.items()]
+    tasks = corpus.tasks if root is None else corpus.task_specs(root)
+    lines += [f"task {name}: {spec.kind} {'/'.join(spec.classes) or spec.unit}" for name, spec in tasks.items()]
+    if root is None and corpus.tasks_at is not None:
+        lines += ["more tasks take their classes from the files: --root DIR --info lists them"]
     return "\n".join(lines + [f"option {name}: {text}" for name, text in corpus.options.items()])
 
 
