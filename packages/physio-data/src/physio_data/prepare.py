@@ -20,6 +20,7 @@ from physio_data.corpora.contract import Corpus, TaskSpec
 from physio_data.join import Labels, file_sha256, folds_of_records, read_labels
 from physio_data.journal import StoreWriter, discard_journal, locked, refuse_different, saying_disk_full
 from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, read_manifest, write_manifest
+from physio_data.montage import canonical_eeg
 from physio_data.papagei import EDGES_HZ as PAPAGEI_BAND
 from physio_data.papagei import FS as PAPAGEI_HZ
 from physio_data.recording import ECG_LEADS, canonical_lead
@@ -244,12 +245,14 @@ def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options
 
 
 def signal_kind(channels: Sequence[str], otherwise: str) -> str:
-    """ "ecg" or "ppg" where the names of all channels say so, "mixed" where there are both, else what the corpus says."""
+    """ "ecg", "ppg" or "eeg" where the names of all channels say so, "mixed" where there are ECG and PPG, else what the corpus says."""
     names = {canonical_lead(name).lower() for name in channels}
     if names <= _ECG_NAMES:
         return "ecg"
     if names & _ECG_NAMES and names & _PPG_NAMES:
         return "mixed"
+    if all(canonical_eeg(name) or name.lower().startswith("eeg") for name in channels):
+        return "eeg"
     return "ppg" if names <= _PPG_NAMES else otherwise
 
 

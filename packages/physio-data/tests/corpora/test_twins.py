@@ -55,6 +55,10 @@ def test_an_absent_folder_is_named(name, tmp_path):
         row.list_records(tmp_path / "nowhere", **options)
 
 
+def test_every_corpus_with_files_has_a_twin():
+    assert [name for name in CORPORA if corpus(name).access != "generated" and not has_twin(name)] == []
+
+
 def test_a_twin_keeps_to_its_own_folder(tmp_path):
     (tmp_path / "mine.txt").write_text("x")
     with pytest.raises(ValueError, match="is not empty"):

@@ -103,6 +103,11 @@ def _number(where: Path, subject: str, column: str, text: str) -> float:
 def _clip_folder(root: str | Path) -> Path:
     """The folder of the clips: `root` itself, or `0_subject` in it or in its `Data File`."""
     folder = Path(root)
+    return _found_clips(folder, folder.stat().st_mtime_ns if folder.is_dir() else 0)
+
+
+@lru_cache(maxsize=4)
+def _found_clips(folder: Path, changed_ns: int) -> Path:
     for place in (folder / "Data File" / "0_subject", folder / "0_subject", folder):
         if place.is_dir() and any(_CLIP.match(path.stem) for path in place.glob("*.txt")):
             return place
@@ -110,13 +115,18 @@ def _clip_folder(root: str | Path) -> Path:
 
 
 def _subjects(root: str | Path) -> tuple[dict[str, dict[str, str]], Path]:
-    folder = Path(root)
-    places = (folder, folder / "Data File", _clip_folder(root).parent)
+    table = _found_table(Path(root), _clip_folder(root), Path(root).stat().st_mtime_ns)
+    return _read_subjects(table, table.stat().st_mtime_ns), table
+
+
+@lru_cache(maxsize=4)
+def _found_table(folder: Path, clips: Path, changed_ns: int) -> Path:
+    places = (folder, folder / "Data File", clips.parent)
     tables = sorted({path for place in places for path in place.glob("*.csv")})
     if len(tables) != 1:
         there = ", ".join(path.name for path in tables) or "none"
         raise ValueError(f"root {folder} holds {there} as subject table, one CSV was expected; save the published workbook as subjects.csv there")
-    return _read_subjects(tables[0], tables[0].stat().st_mtime_ns), tables[0]
+    return tables[0]
 
 
 @lru_cache(maxsize=4)
