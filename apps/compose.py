@@ -22,7 +22,7 @@ from torch import nn
 from physio_data.corpora import corpus as corpus_of
 from physio_data.prepare import PrepareConfig
 from physio_data.store import Store, Stores
-from physio_models import MODELS, OBJECTIVES, resolve
+from physio_models import FITS, MODELS, OBJECTIVES, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
 from physio_models.pretrained import build_untrained
 from physio_train import Batches, FitConfig, Streams, World
@@ -97,11 +97,15 @@ def fast_precision() -> Literal["fp32", "bf16"]:
 
 
 def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size) -> PretrainConfig:
-    """The recipe with another network or objective by its table name, at its preset."""
+    """The recipe with another network or objective by its table name, at its preset. ValueError where the two do not fit."""
     if model is not None:
         cfg = replace(cfg, model=resolve(MODELS, model).preset(size))
     if objective is not None:
         cfg = replace(cfg, objective=resolve(OBJECTIVES, objective)())
+    trained, trains = row_of(cfg.model, MODELS), row_of(cfg.objective, OBJECTIVES)
+    if trained not in FITS[trains]:
+        fitting = [name for name, models in FITS.items() if trained in models]
+        raise ValueError(f"objective {trains!r} trains {', '.join(FITS[trains])} and not {trained!r}, which fits {', '.join(fitting) or 'none'}")
     return cfg
 
 

@@ -1,4 +1,4 @@
-"""Networks and objectives for self-supervised learning on physiological signals, found by name in two literal tables."""
+"""Networks and objectives for self-supervised learning on physiological signals, found by name in two literal tables; a third says which fit."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ MODELS: dict[str, str] = {
 OBJECTIVES: dict[str, str] = {
     "masked_reconstruction": "physio_models.objectives.masked:MaskedReconstruction",
 }
+FITS: dict[str, tuple[str, ...]] = {
+    "masked_reconstruction": ("himae",),
+}
+"""Objective -> the models that it trains, in their presets."""
 
-__all__ = ["MODELS", "OBJECTIVES", "resolve"]
+__all__ = ["FITS", "MODELS", "OBJECTIVES", "resolve"]
 
 
 def resolve(table: Mapping[str, str], name: str, *, importable: bool = False) -> Any:
