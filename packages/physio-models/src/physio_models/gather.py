@@ -72,3 +72,12 @@ class _Gather(torch.autograd.Function):
         total_ND = grad_ND.contiguous().clone()
         dist.all_reduce(total_ND)
         return total_ND.split(ctx.sizes)[dist.get_rank()], None
+
+
+def share(sum_here: Tensor, total: Tensor | float, n_here: int, n_all: int) -> Tensor:
+    """This rank's part of a mean over all ranks: averaged with weights ``n_here`` (the rank's rows), the parts give sum / total.
+
+    For means whose terms are not spread over ranks as the rows are (pairs, labelled items, weights). ``total`` counts the terms of
+    all ranks; 0 of them give 0. ``n_all`` is the number of rows of all ranks.
+    """
+    return sum_here / torch.as_tensor(total, dtype=sum_here.dtype, device=sum_here.device).clamp(min=torch.finfo(sum_here.dtype).tiny) * (n_all / n_here)

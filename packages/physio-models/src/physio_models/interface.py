@@ -35,6 +35,12 @@ class Encoded(NamedTuple):
     levels: dict[str, Tensor]
 
 
+class Embedded(NamedTuple):
+    """What an encoder trained as a whole returns: one vector per item. Networks that return more name it ``embedding_BD`` too."""
+
+    embedding_BD: Tensor
+
+
 class Streams(Protocol):
     """Random draws keyed by (seed, epoch, index, name): the same for an item in whichever batch, rank or worker it comes."""
 
