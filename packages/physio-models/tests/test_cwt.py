@@ -120,6 +120,20 @@ def test_a_magnitude_is_the_same_with_and_without_gradients():
     torch.testing.assert_close(cwt(x_BL.detach(), SCALES["log"], wavelet="morlet", output="magnitude"), by_abs)
 
 
+@pytest.mark.parametrize("output", ["coefficients", "magnitude"])
+@pytest.mark.parametrize("wavelet", PYWT_NAMES)
+def test_a_result_can_be_written_into_memory_one_has(wavelet: str, output: str):
+    x = torch.from_numpy(signals(200)).float().reshape(1, 3, 200)
+    expected = cwt(x, SCALES["log"], wavelet=wavelet, output=output)
+    out = torch.full_like(expected, 7)
+    assert cwt(x, SCALES["log"], wavelet=wavelet, output=output, out=out).data_ptr() == out.data_ptr()
+    assert torch.equal(out, expected)
+    with pytest.raises(ValueError, match="out must be contiguous"):
+        cwt(x, SCALES["log"], wavelet=wavelet, output=output, out=out[..., 1:])
+    with pytest.raises(ValueError, match="out must be None"):
+        cwt(x.requires_grad_(), SCALES["log"], wavelet=wavelet, output=output, out=out)
+
+
 def test_half_precision_and_autocast_are_computed_in_float32():
     x_BL = torch.from_numpy(signals(300)).float().bfloat16()
     expected = cwt(x_BL.float(), SCALES["log"])

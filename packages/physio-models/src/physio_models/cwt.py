@@ -30,7 +30,7 @@ GRID = 4096  # points of the integrated wavelet
 HALF_SUPPORT = 8.0  # of every wavelet, in scales
 BANDWIDTH = 1.5  # of the complex Morlet wavelet, in squared scales; its centre is at one cycle per scale
 NEGLECTED = 3e-8  # share of a wavelet's norm that its tails may have where float32 leaves them out
-CPU_BLOCK = 2**19  # bytes of a block of rows: a block, its spectrum and its copy fit into the second cache
+CPU_BLOCK = 2**20  # bytes of a block of rows, which with its spectrum stays in or near the second cache
 CUDA_BLOCK = 2**28
 
 WAVELETS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # at u = time in scales, norm 1 (ricker, morlet_real: of the real line)
@@ -48,24 +48,32 @@ def cwt(
     wavelet: Wavelet = "ricker",
     definition: Definition = "pywt",
     output: Literal["coefficients", "magnitude"] = "coefficients",
+    out: Tensor | None = None,
 ) -> Tensor:
     """Transform signals (..., L) at ``scales`` (in samples): (..., S, L), in float64 for float64 signals, else in float32.
 
     Coefficients are real for ``ricker`` and ``morlet_real`` (pywt's ``mexh`` and ``morl``) and complex for ``morlet`` (``cmor1.5-1.0``);
     ``magnitude`` is their absolute value, whose gradient at zero is zero. Half precision is computed in float32, autocast or not.
-    Gradients flow to the signal, once differentiable. ``ValueError`` for a scale that is not positive, too small for pywt's
-    definition, an unknown name, an empty signal, or a wavelet that the reference definition does not have.
+    Gradients flow to the signal, once differentiable. ``out`` is written and returned where no gradient is wanted: a large result in new
+    memory costs as much again in page faults. ``ValueError`` for a scale that is not positive or too small for pywt's definition, an
+    unknown name, an empty signal, an ``out`` that does not fit, or a wavelet that the reference definition does not have.
     """
     scales = [float(scale) for scale in scales]
     _check(x, scales, wavelet, definition, output)
     x_BL = x.reshape(-1, x.shape[-1])
     x_BL = x_BL if x_BL.dtype == torch.float64 else x_BL.float()
-    if output == "magnitude" and wavelet == "morlet" and not (torch.is_grad_enabled() and x.requires_grad):
-        y_BSL = _magnitude(x_BL, scales, wavelet, definition)
-    else:
-        y_BSL = _transform(x_BL, scales, wavelet, definition)
-        y_BSL = y_BSL.abs() if output == "magnitude" else y_BSL
-    return y_BSL.reshape(*x.shape[:-1], len(scales), x.shape[-1])
+    shape = (*x.shape[:-1], len(scales), x.shape[-1])
+    wants_gradient = torch.is_grad_enabled() and x.requires_grad
+    if out is not None:
+        _check_out(out, shape, x_BL.dtype.to_complex() if (wavelet, output) == ("morlet", "coefficients") else x_BL.dtype, x_BL.device, wants_gradient)
+        with torch.no_grad():
+            fill = _fill_magnitude if (wavelet, output) == ("morlet", "magnitude") else _fill
+            y_BSL = fill(out.view(-1, *shape[-2:]), x_BL, scales, wavelet, definition)
+            return (y_BSL.abs_() if output == "magnitude" and wavelet != "morlet" else y_BSL).view(shape)
+    if output == "magnitude" and wavelet == "morlet" and not wants_gradient:
+        return _magnitude(x_BL, scales, wavelet, definition).reshape(shape)
+    y_BSL = _transform(x_BL, scales, wavelet, definition).reshape(shape)
+    return y_BSL.abs() if output == "magnitude" else y_BSL
 
 
 def peak_frequency(scale: float, wavelet: Wavelet = "ricker") -> float:
@@ -121,6 +129,13 @@ def _check(x: Tensor, scales: list[float], wavelet: str, definition: str, output
         raise ValueError(f"x must be floating-point signals (..., samples) of at least one sample, got {tuple(x.shape)} of {x.dtype}")
     if definition == "pywt" and min(scales) * 2 * HALF_SUPPORT <= 1:
         raise ValueError(f"scales must exceed {0.5 / HALF_SUPPORT:g} samples in pywt's definition, got {min(scales):g}; there a wavelet has no two samples")
+
+
+def _check_out(out: Tensor, shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, wants_gradient: bool) -> None:
+    if wants_gradient:
+        raise ValueError("out must be None where x wants a gradient: detach x, or leave out away")
+    if out.shape != shape or out.dtype != dtype or out.device != device or not out.is_contiguous():
+        raise ValueError(f"out must be contiguous {shape} {dtype} on {device}, got {tuple(out.shape)} {out.dtype} on {out.device}")
 
 
 @lru_cache(maxsize=4)
@@ -230,25 +245,31 @@ def _filtered(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: s
 _SCHEMA = "(Tensor x_BL, float[] scales, str wavelet, str definition) -> Tensor"
 
 
-@torch.library.custom_op("physio_models::cwt", mutates_args=(), schema=_SCHEMA)
-def _transform(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+def _fill(y_BSL: Tensor, x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
     with torch.autocast(x_BL.device.type, enabled=False):
-        y_BSL = _empty(x_BL, scales, wavelet, definition)
         for signals, rows, block in _filtered(x_BL, scales, wavelet, definition):
             y_BSL[signals, rows] = block
     return y_BSL
 
 
-@torch.library.custom_op("physio_models::cwt_magnitude", mutates_args=(), schema=_SCHEMA)
-def _magnitude(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
-    """|y| of a complex transform without writing y: sqrt(re^2 + im^2), which has no useful gradient at zero."""
+def _fill_magnitude(y_BSL: Tensor, x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+    """|y| of a complex transform without writing y: sqrt(re^2 + im^2), three times as fast as abs, with no useful gradient at zero."""
     with torch.autocast(x_BL.device.type, enabled=False):
-        y_BSL = x_BL.new_empty(len(x_BL), len(scales), x_BL.shape[-1])
         for signals, rows, block in _filtered(x_BL, scales, wavelet, definition):
             parts = torch.view_as_real(block)
             parts.mul_(parts)
-            y_BSL[signals, rows] = torch.add(parts[..., 0], parts[..., 1]).sqrt_()
+            torch.add(parts[..., 0], parts[..., 1], out=y_BSL[signals, rows]).sqrt_()
     return y_BSL
+
+
+@torch.library.custom_op("physio_models::cwt", mutates_args=(), schema=_SCHEMA)
+def _transform(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+    return _fill(_empty(x_BL, scales, wavelet, definition), x_BL, scales, wavelet, definition)
+
+
+@torch.library.custom_op("physio_models::cwt_magnitude", mutates_args=(), schema=_SCHEMA)
+def _magnitude(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+    return _fill_magnitude(x_BL.new_empty(len(x_BL), len(scales), x_BL.shape[-1]), x_BL, scales, wavelet, definition)
 
 
 @torch.library.custom_op("physio_models::cwt_backward", mutates_args=(), schema="(Tensor grad_BSL, float[] scales, str wavelet, str definition) -> Tensor")
