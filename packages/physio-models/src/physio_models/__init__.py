@@ -9,12 +9,24 @@ from typing import Any
 
 MODELS: dict[str, str] = {
     "himae": "physio_models.himae:HiMaeConfig",
+    "papagei": "physio_models.papagei:PapageiConfig",
+    "resnet1d": "physio_models.resnet1d:ResNet1dConfig",
 }
 OBJECTIVES: dict[str, str] = {
     "masked_reconstruction": "physio_models.objectives.masked:MaskedReconstruction",
+    "simclr": "physio_models.objectives.contrastive:SimClr",
+    "cmsc": "physio_models.objectives.contrastive:Cmsc",
+    "papagei_morphology": "physio_models.objectives.papagei:PapageiMorphology",
+    "patient_contrastive": "physio_models.objectives.papagei:PatientContrastive",
+    "supervised": "physio_models.objectives.supervised:Supervised",
 }
 FITS: dict[str, tuple[str, ...]] = {
     "masked_reconstruction": ("himae",),
+    "simclr": ("papagei", "resnet1d"),
+    "cmsc": ("papagei", "resnet1d"),
+    "papagei_morphology": ("papagei",),
+    "patient_contrastive": ("papagei", "resnet1d"),
+    "supervised": ("papagei", "resnet1d"),
 }
 """Objective -> the models that it trains, in their presets."""
 

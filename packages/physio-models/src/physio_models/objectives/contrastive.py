@@ -111,6 +111,7 @@ def view(x_BCT: Tensor, index_B: Tensor, name: str, step: Step, how: Augment, va
     The draws belong to the item and to ``name``.
     """
     n_samples = x_BCT.shape[-1]
+    x_BCT = x_BCT if valid_BT is None else x_BCT.masked_fill(~valid_BT.bool()[:, None], 0.0)
     u_BK = step.streams.uniform(name, index_B, (8,)).to(x_BCT.device)
     chance = (how.crop, how.flip, how.negate, how.scale, how.noise)
     crop, flip, negate, scale, noise = ((u_BK[:, i] < p)[:, None, None] for i, p in enumerate(chance))
@@ -127,7 +128,9 @@ def view(x_BCT: Tensor, index_B: Tensor, name: str, step: Step, how: Augment, va
     y_BCT = torch.where(scale, y_BCT * (lo * (hi / lo) ** u_BK[:, 7])[:, None, None], y_BCT)
     if how.noise:
         normal_BCT = step.streams.normal(f"{name}/noise", index_B, tuple(x_BCT.shape[1:])).to(x_BCT.device)
-        y_BCT = torch.where(noise, y_BCT + how.noise_sd * x_BCT.std(-1, keepdim=True, correction=0) * normal_BCT, y_BCT)
+        mean_BC1 = x_BCT.sum(-1, keepdim=True) / length_B1[:, None]
+        sd_BC1 = ((x_BCT - mean_BC1).square().masked_fill((at_T >= length_B1)[:, None], 0.0).sum(-1, keepdim=True) / length_B1[:, None]).sqrt()
+        y_BCT = torch.where(noise, y_BCT + how.noise_sd * sd_BC1 * normal_BCT, y_BCT)
     return y_BCT if valid_BT is None else y_BCT.masked_fill(~valid_BT.bool()[:, None], 0.0)
 
 
