@@ -36,7 +36,11 @@ def built(name):
 
 
 def signal(config, n=3):
-    return torch.randn(n, config.n_channels, config.n_samples, generator=torch.Generator().manual_seed(1))
+    """What the model reads: a signal, or ids where its input is tokens."""
+    draw = torch.Generator().manual_seed(1)
+    if config.input == "tokens":
+        return torch.randint(0, config.n_ids, (n, config.n_samples), generator=draw)
+    return torch.randn(n, config.n_channels, config.n_samples, generator=draw)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -73,7 +77,7 @@ def test_encoding_does_not_depend_on_the_rest_of_the_batch(name):
 def test_a_wrong_channel_count_is_refused(name):
     config, model = built(name)
     with pytest.raises(ValueError, match="channel"):
-        model.encode(torch.zeros(2, config.n_channels + 1, config.n_samples))
+        model.encode(torch.zeros(2, getattr(config, "n_channels", 1) + 1, config.n_samples))
 
 
 class Draws:
@@ -87,7 +91,7 @@ def batch_for(config, n=4):
     """A batch with everything that some objective reads beside the signal."""
     draw = torch.Generator().manual_seed(2)
     return {
-        "signal": signal(config, n),
+        "tokens" if config.input == "tokens" else "signal": signal(config, n),
         "index": torch.arange(n),
         "subject": np.array(["a", "b", "c", "d"] * n)[:n],
         "label": torch.arange(n) % 2,

@@ -11,6 +11,14 @@ MODELS: dict[str, str] = {
     "himae": "physio_models.himae:HiMaeConfig",
     "papagei": "physio_models.papagei:PapageiConfig",
     "resnet1d": "physio_models.resnet1d:ResNet1dConfig",
+    "vit": "physio_models.vit:VitConfig",
+    "mae_vit": "physio_models.vit_mae:MaeVitConfig",
+    "mtae": "physio_models.vit_mae:MtaeConfig",
+    "mlae": "physio_models.vit_mae:MlaeConfig",
+    "st_mem": "physio_models.st_mem:StMemConfig",
+    "dit": "physio_models.dit:DitConfig",
+    "nepa": "physio_models.nepa:NepaConfig",
+    "token_decoder": "physio_models.decoder:TokenDecoderConfig",
 }
 OBJECTIVES: dict[str, str] = {
     "masked_reconstruction": "physio_models.objectives.masked:MaskedReconstruction",
@@ -19,14 +27,24 @@ OBJECTIVES: dict[str, str] = {
     "papagei_morphology": "physio_models.objectives.papagei:PapageiMorphology",
     "patient_contrastive": "physio_models.objectives.papagei:PatientContrastive",
     "supervised": "physio_models.objectives.supervised:Supervised",
+    "ddpm": "physio_models.objectives.ddpm:Ddpm",
+    "rectified_flow": "physio_models.objectives.rectified_flow:RectifiedFlow",
+    "autoregressive": "physio_models.objectives.autoregressive:Autoregressive",
+    "nepa": "physio_models.objectives.nepa:NextEmbeddingPrediction",
+    "jepa": "physio_models.objectives.jepa:Jepa",
 }
 FITS: dict[str, tuple[str, ...]] = {
-    "masked_reconstruction": ("himae",),
+    "masked_reconstruction": ("himae", "mae_vit", "mtae", "mlae", "st_mem"),
     "simclr": ("papagei", "resnet1d"),
     "cmsc": ("papagei", "resnet1d"),
     "papagei_morphology": ("papagei",),
     "patient_contrastive": ("papagei", "resnet1d"),
     "supervised": ("papagei", "resnet1d"),
+    "ddpm": ("dit",),
+    "rectified_flow": ("dit",),
+    "autoregressive": ("token_decoder",),
+    "nepa": ("nepa",),
+    "jepa": ("vit",),
 }
 """Objective -> the models that it trains, in their presets."""
 

@@ -50,8 +50,8 @@ class SelfAttention(nn.Module):
         self.n_heads, self.causal = n_heads, causal
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
         self.out = nn.Linear(width, width)
-        self.norm_q = nn.RMSNorm(width // n_heads, eps=1e-6) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(width // n_heads, eps=1e-6) if qk_norm else nn.Identity()
+        self.norm_q = nn.RMSNorm(width // n_heads, eps=1e-6) if qk_norm else None
+        self.norm_k = nn.RMSNorm(width // n_heads, eps=1e-6) if qk_norm else None
 
     def forward(self, x_BND: Tensor, *, valid_BN: Tensor | None = None, rotate: Rotate | None = None) -> Tensor:
         """Attend; ``valid_BN`` False is never looked at (bidirectional only), ``rotate`` turns queries and keys."""
@@ -81,7 +81,8 @@ class SelfAttention(nn.Module):
         n_items, n_tokens, width = x_BND.shape
         qkv = self.qkv(x_BND).view(n_items, n_tokens, 3, self.n_heads, width // self.n_heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        query, key = self.norm_q(query), self.norm_k(key)
+        if self.norm_q is not None:
+            query, key = self.norm_q(query.float()), self.norm_k(key.float())
         if rotate is not None:
             query, key = rotate(query), rotate(key)
         return query.to(value.dtype), key.to(value.dtype), value
@@ -191,3 +192,12 @@ class CrossBlock(nn.Module):
 
 def _scaled(x_BND: Tensor, gain_D: Tensor | None) -> Tensor:
     return x_BND if gain_D is None else x_BND * gain_D
+
+
+def init_linear(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases for every matrix inside; as the originals of this family start."""
+    for part in module.modules():
+        if isinstance(part, nn.Linear):
+            nn.init.xavier_uniform_(part.weight)
+            if part.bias is not None:
+                nn.init.zeros_(part.bias)

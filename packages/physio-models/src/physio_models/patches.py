@@ -102,3 +102,37 @@ def pack(valid_BN: Tensor) -> Packed:
     """The order that puts the real tokens of each item in front, wherever its padding stood; `take` applies it."""
     order_BN = (~valid_BN.bool()).to(torch.uint8).argsort(dim=1, stable=True)
     return Packed(order_BN, order_BN.argsort(dim=1), valid_BN.sum(1))
+
+
+def patch_for(n_samples: int, *, fewest: int = 16, most: int = 64, aim: int = 32) -> int:
+    """The patch length, samples, that cuts a window into the number of patches nearest to ``aim``: 100 for 2500, 50 for 1250.
+
+    ``ValueError`` if no whole number of patches from ``fewest`` to ``most`` fits.
+    """
+    counts = [n for n in range(fewest, most + 1) if n_samples % n == 0]
+    if not counts:
+        near = next(n for n in range(n_samples, 0, -1) if any(n % k == 0 for k in range(fewest, most + 1))) if n_samples >= fewest else fewest
+        raise ValueError(f"n_samples={n_samples} is no multiple of any number of patches from {fewest} to {most}: give patch, or use windows of {near} samples")
+    return n_samples // min(counts, key=lambda n: abs(n - aim))
+
+
+def check_window(x_BCT: Tensor, n_channels: int, n_samples: int) -> None:
+    """``ValueError`` unless ``x_BCT`` is (B, n_channels, n_samples)."""
+    if x_BCT.ndim != 3 or x_BCT.shape[1] != n_channels:
+        raise ValueError(f"x_BCT must be (batch, {n_channels} channels, samples), got {tuple(x_BCT.shape)}; select or add channels by name first")
+    if x_BCT.shape[2] != n_samples:
+        raise ValueError(f"x_BCT must have {n_samples} samples, got {x_BCT.shape[2]}; prepare windows of that length or build the model for this one")
+
+
+def real_only(x_BCT: Tensor, valid_BT: Tensor | None, channel_present_BC: Tensor | None) -> Tensor:
+    """The signal with 0 past a short tail and in absent channels. ``ValueError`` for masks of another shape."""
+    n_items, n_channels, n_samples = x_BCT.shape
+    if valid_BT is not None:
+        if valid_BT.shape != (n_items, n_samples):
+            raise ValueError(f"valid_BT must be {(n_items, n_samples)}, got {tuple(valid_BT.shape)}")
+        x_BCT = x_BCT.masked_fill(~valid_BT.bool()[:, None, :], 0.0)
+    if channel_present_BC is not None:
+        if channel_present_BC.shape != (n_items, n_channels):
+            raise ValueError(f"channel_present_BC must be {(n_items, n_channels)}, got {tuple(channel_present_BC.shape)}")
+        x_BCT = x_BCT.masked_fill(~channel_present_BC.bool()[:, :, None], 0.0)
+    return x_BCT
