@@ -1,7 +1,7 @@
 """Read the files of the original systems, as tensors alone: no code in them is run.
 
 HiMAE (Simonlee711/HiMAE): Lightning checkpoints (``model.`` before every key), plain state dicts, the notebook's probe
-(``fc.*``) and the script's probe (``classifier.*`` with the whole ``backbone.*``).
+(``fc.*``) and the script's probe (``classifier.*`` with the whole ``backbone.*``). PaPaGei: see `reference_papagei`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from physio_models import nearest
 from physio_models.contract import ANY, Encoder, InputContract
 from physio_models.himae import HiMaeConfig
 from physio_models.pretrained import build_untrained, load_strictly
+from physio_models.reference_papagei import load_papagei, papagei_contract
 
 _WRAPPERS = ("module.", "_orig_mod.", "model.")
 
@@ -41,11 +42,11 @@ def load_reference(name: str, path: Path | str) -> Reference:
 
 
 def reference_encoder(name: str, path: Path | str, contract: InputContract | None = None) -> Encoder:
-    """An `Encoder` around an original's backbone; ``contract`` defaults to what the original trained on (`himae_contract`)."""
+    """An `Encoder` around an original's backbone; ``contract`` defaults to what the original trained on."""
     model = load_reference(name, path).model
     if model is None:
         raise ValueError(f"{path} holds a probe without its backbone: give the backbone's checkpoint")
-    return Encoder(model, contract or himae_contract(model.cfg.n_channels), name=name, config=model.cfg, source=str(path))
+    return Encoder(model, contract or CONTRACTS[name](model.cfg.n_channels), name=name, config=model.cfg, source=str(path))
 
 
 def himae_contract(n_channels: int = 1) -> InputContract:
@@ -77,7 +78,13 @@ def _read_himae(path: Path) -> Reference:
     return Reference(model.eval(), head)
 
 
-READERS: dict[str, Callable[[Path], Reference]] = {"himae": _read_himae}
+def _read_papagei(path: Path) -> Reference:
+    return Reference(load_papagei(path).model, None)
+
+
+READERS: dict[str, Callable[[Path], Reference]] = {"himae": _read_himae, "papagei": _read_papagei}
+CONTRACTS: dict[str, Callable[[int], InputContract]] = {"himae": himae_contract, "papagei": papagei_contract}
+"""What the originals' inputs were, by channel count."""
 
 
 def _himae_config(state: Mapping[str, Tensor], path: Path) -> HiMaeConfig:
