@@ -199,9 +199,7 @@ class TokenDecoder(nn.Module):
 
     def _check(self, ids_BN: Tensor, valid_BN: Tensor | None) -> None:
         if ids_BN.ndim != 2 or ids_BN.is_floating_point():
-            raise ValueError(
-                f"ids_BN must be (batch, tokens) integers, one channel of ids, got {ids_BN.dtype} {tuple(ids_BN.shape)}; tokenise the signal first"
-            )
+            raise ValueError(f"ids_BN must be (batch, tokens) integers without a channel axis, got {ids_BN.dtype} {tuple(ids_BN.shape)}; tokenise first")
         if ids_BN.shape[1] > self.cfg.n_samples:
             raise ValueError(f"ids_BN has {ids_BN.shape[1]} tokens, the model takes up to {self.cfg.n_samples}: shorten the windows or raise n_samples")
         if valid_BN is not None and valid_BN.shape != ids_BN.shape:
