@@ -9,6 +9,10 @@ from typing import Any
 
 MODELS: dict[str, str] = {
     "himae": "physio_models.himae:HiMaeConfig",
+    "ti_mae": "physio_models.ti_mae:TiMaeConfig",
+    "ti_mae_mamba": "physio_models.ti_mae_mamba:TiMaeMambaConfig",
+    "cwt_mae": "physio_models.cwt_mae:CwtMaeConfig",
+    "cwt_mae_pair": "physio_models.cwt_mae:CwtMaePairConfig",
     "papagei": "physio_models.papagei:PapageiConfig",
     "resnet1d": "physio_models.resnet1d:ResNet1dConfig",
     "merl": "physio_models.merl:MerlConfig",
@@ -23,6 +27,8 @@ MODELS: dict[str, str] = {
 }
 OBJECTIVES: dict[str, str] = {
     "masked_reconstruction": "physio_models.objectives.masked:MaskedReconstruction",
+    "dual_domain": "physio_models.objectives.dual_domain:DualDomain",
+    "paired_contrastive": "physio_models.objectives.paired_contrastive:PairedContrastive",
     "simclr": "physio_models.objectives.contrastive:SimClr",
     "cmsc": "physio_models.objectives.contrastive:Cmsc",
     "papagei_morphology": "physio_models.objectives.papagei:PapageiMorphology",
@@ -36,7 +42,9 @@ OBJECTIVES: dict[str, str] = {
     "jepa": "physio_models.objectives.jepa:Jepa",
 }
 FITS: dict[str, tuple[str, ...]] = {
-    "masked_reconstruction": ("himae", "mae_vit", "mtae", "mlae", "st_mem"),
+    "masked_reconstruction": ("himae", "ti_mae", "ti_mae_mamba", "mae_vit", "mtae", "mlae", "st_mem"),
+    "dual_domain": ("cwt_mae", "cwt_mae_pair"),
+    "paired_contrastive": ("cwt_mae_pair",),
     "simclr": ("papagei", "resnet1d"),
     "cmsc": ("papagei", "resnet1d"),
     "papagei_morphology": ("papagei",),

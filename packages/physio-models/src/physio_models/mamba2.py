@@ -108,7 +108,7 @@ class Mamba2(nn.Module):
         self.out_proj = nn.Linear(cfg.d_inner, cfg.d_model, bias=cfg.bias)
 
     def forward(self, u_BLD: Tensor, *, valid_BL: Tensor | None = None) -> Tensor:
-        """The layer from an empty state. Positions where ``valid_BL`` is False are as if they were not there for all real ones."""
+        """The layer from an empty state. Padding, on either side, where ``valid_BL`` is False is as if it were not there for all real positions."""
         return self._run(u_BLD, self.empty_state(u_BLD), valid_BL)[0]
 
     def scan(self, u_BLD: Tensor, state: MambaState | None = None) -> tuple[Tensor, MambaState]:
