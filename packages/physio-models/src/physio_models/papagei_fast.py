@@ -1,9 +1,8 @@
 """PaPaGei's blocks as fast as they go where no gradient is wanted; the numbers are the plain ones but for rounding.
 
 What was measured to pay on a CPU: time as the slow axis and channels as the fast one, so that convolutions need no reordering;
-the norm between a block's two convolutions folded into the first one; norm, ReLU and sum in place; early blocks, whose
-activations are large and weights small, a few windows at a time so that they stay in cache. Under autocast everything runs in
-its half precision. Shape letters: B items, C channels, T samples, N tokens, D features.
+the norm between a block's two convolutions folded into the first one; norm, ReLU and sum in place. A few windows at a time, to
+stay in cache, paid nothing once every block's features are kept. Under autocast everything runs in its half precision. Shape letters: B items, C channels, T samples, N tokens, D features.
 """
 
 from __future__ import annotations
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from physio_models.papagei import Block, Papagei, SameConv
 
 FEWEST = 8  # windows from which preparing the weights pays
-N_EARLY = 8  # blocks that run a few windows at a time on a CPU
-AT_A_TIME = 8  # windows
 
 
 def applies(model: Papagei, x_BCT: Tensor) -> bool:
@@ -32,13 +29,11 @@ def blocks(model: Papagei, x_BCT: Tensor) -> list[Tensor]:
     device = x_BCT.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_BCT.dtype
     with torch.autocast(device, enabled=False):
-        stem = folded(model.first_block_conv, model.first_block_bn, dtype)
-        weights = [(folded(block.conv1, block.bn2, dtype), folded(block.conv2, None, dtype)) for block in model.basicblock_list]
-        n_early = min(N_EARLY, len(weights)) if device == "cpu" else 0
-        pieces = [_early(model, piece_BCT, stem, weights[:n_early], dtype) for piece_BCT in x_BCT.split(AT_A_TIME if n_early else len(x_BCT))]
-        x_BC1T, features = _joined(pieces)
-        for block, pair in zip(list(model.basicblock_list)[n_early:], weights[n_early:], strict=True):
-            x_BC1T = _block(block, x_BC1T, *pair)
+        x_BC1T = x_BCT.to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
+        x_BC1T = F.relu_(_same(x_BC1T, *folded(model.first_block_conv, model.first_block_bn, dtype), 1))
+        features = []
+        for block in model.basicblock_list:
+            x_BC1T = _block(block, x_BC1T, folded(block.conv1, block.bn2, dtype), folded(block.conv2, None, dtype))
             features.append(x_BC1T)
         features[-1] = _norm_relu(model.final_bn, x_BC1T)
     return [feature.squeeze(2).transpose(1, 2) for feature in features]
@@ -51,21 +46,6 @@ def folded(same: SameConv, norm: torch.nn.BatchNorm1d | None, dtype: torch.dtype
         scale = norm.weight * torch.rsqrt(norm.running_var + norm.eps)
         weight, bias = weight * scale[:, None, None], (bias - norm.running_mean) * scale + norm.bias
     return weight.to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last), bias.to(dtype)
-
-
-def _early(model: Papagei, x_BCT: Tensor, stem: tuple[Tensor, Tensor], weights: list, dtype: torch.dtype) -> list[Tensor]:
-    """The stem's output and those of the early blocks, (B, D, 1, N) with channels last."""
-    x_BC1T = x_BCT.to(dtype)[:, :, None].contiguous(memory_format=torch.channels_last)
-    outputs = [F.relu_(_same(x_BC1T, *stem, 1))]
-    for block, pair in zip(model.basicblock_list, weights, strict=False):
-        outputs.append(_block(block, outputs[-1], *pair))
-    return outputs
-
-
-def _joined(pieces: list[list[Tensor]]) -> tuple[Tensor, list[Tensor]]:
-    """What the next block takes, and the early blocks' outputs of all windows."""
-    outputs = [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in list(zip(*pieces, strict=True))[1:]]
-    return (outputs[-1], outputs) if outputs else (pieces[0][0], [])
 
 
 def _block(block: Block, x_BC1T: Tensor, first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
