@@ -2,7 +2,8 @@
 
 What was measured to pay on a CPU: time as the slow axis and channels as the fast one, so that convolutions need no reordering;
 the norm between a block's two convolutions folded into the first one; norm, ReLU and sum in place. A few windows at a time, to
-stay in cache, paid nothing once every block's features are kept. Under autocast everything runs in its half precision. Shape letters: B items, C channels, T samples, N tokens, D features.
+stay in cache, paid nothing once every block's features are kept. Under autocast everything runs in its half precision.
+Shape letters: B items, C channels, T samples, N tokens, D features.
 """
 
 from __future__ import annotations
