@@ -11,6 +11,8 @@ MODELS: dict[str, str] = {
     "himae": "physio_models.himae:HiMaeConfig",
     "ti_mae": "physio_models.ti_mae:TiMaeConfig",
     "ti_mae_mamba": "physio_models.ti_mae_mamba:TiMaeMambaConfig",
+    "s4d": "physio_models.s4d:S4dConfig",
+    "conv_transformer": "physio_models.conv_transformer:ConvTransformerConfig",
     "cwt_mae": "physio_models.cwt_mae:CwtMaeConfig",
     "cwt_mae_pair": "physio_models.cwt_mae:CwtMaePairConfig",
     "papagei": "physio_models.papagei:PapageiConfig",
@@ -40,22 +42,24 @@ OBJECTIVES: dict[str, str] = {
     "autoregressive": "physio_models.objectives.autoregressive:Autoregressive",
     "nepa": "physio_models.objectives.nepa:NextEmbeddingPrediction",
     "jepa": "physio_models.objectives.jepa:Jepa",
+    "cpc": "physio_models.objectives.cpc:Cpc",
 }
 FITS: dict[str, tuple[str, ...]] = {
     "masked_reconstruction": ("himae", "ti_mae", "ti_mae_mamba", "mae_vit", "mtae", "mlae", "st_mem"),
     "dual_domain": ("cwt_mae", "cwt_mae_pair"),
     "paired_contrastive": ("cwt_mae_pair",),
-    "simclr": ("papagei", "resnet1d"),
-    "cmsc": ("papagei", "resnet1d"),
+    "simclr": ("papagei", "resnet1d", "s4d", "conv_transformer"),
+    "cmsc": ("papagei", "resnet1d", "s4d", "conv_transformer"),
     "papagei_morphology": ("papagei",),
-    "patient_contrastive": ("papagei", "resnet1d"),
-    "supervised": ("papagei", "resnet1d"),
+    "patient_contrastive": ("papagei", "resnet1d", "s4d", "conv_transformer"),
+    "supervised": ("papagei", "resnet1d", "s4d", "conv_transformer"),
     "merl": ("merl",),
     "ddpm": ("dit",),
     "rectified_flow": ("dit",),
     "autoregressive": ("token_decoder",),
     "nepa": ("nepa",),
     "jepa": ("vit",),
+    "cpc": ("s4d", "conv_transformer"),
 }
 """Objective -> the models that it trains, in their presets."""
 
