@@ -143,6 +143,7 @@ def test_half_precision_and_autocast_are_computed_in_float32():
     assert y.dtype == torch.float32 and torch.equal(y, expected)
 
 
+@pytest.mark.slow
 def test_the_registered_operators_keep_their_promises():
     x_BL = torch.from_numpy(signals(40, 2)).float().requires_grad_()
     checks = ("test_schema", "test_autograd_registration", "test_faketensor")

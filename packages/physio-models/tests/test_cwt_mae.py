@@ -84,19 +84,22 @@ def test_the_published_scales_are_linear_and_the_default_ones_span_the_band():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_parameter_gets_a_finite_gradient_and_the_loss_falls(name: str, step):
+def test_every_parameter_gets_a_finite_gradient(name: str, step):
+    model = built(VARIANTS[name])
+    DualDomain(mask="random")(model, {"signal": signal(VARIANTS[name]), "index": torch.arange(3)}, step).total.backward()
+    assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
+
+
+@pytest.mark.parametrize("name", ["v1", "v3", "v3 residuals", "v3 contrastive", "mamba", "eeg"])
+def test_the_loss_falls_in_30_steps(name: str, step):
     cfg = VARIANTS[name]
-    model = built(cfg)
-    objective = DualDomain(mask="random")
-    batch = {"signal": signal(cfg, 4), "index": torch.arange(4)}
+    model, objective, batch = built(cfg), DualDomain(mask="random"), {"signal": signal(cfg, 2), "index": torch.arange(2)}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     losses = []
-    for number in range(30):
+    for _ in range(30):
         loss = objective(model, batch, step).total
         optimizer.zero_grad()
         loss.backward()
-        if number == 0:
-            assert [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.8 * losses[0]
@@ -204,16 +207,12 @@ def test_weights_keep_their_planes_and_load_nowhere_else(tmp_path):
 # Masks
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [name for name, cfg in VARIANTS.items() if cfg.attention != "separate"])  # those are one-channel items
 def test_hidden_patches_do_not_reach_the_encoder(name: str):
     cfg = VARIANTS[name]
     model, mask = built(cfg).eval(), random_places(cfg)
-    seen = []
-    model.blocks[0].register_forward_pre_hook(lambda _m, args: seen.append(args[0]))
     spec, time = torch.randn(3, cfg.n_channels, cfg.n_places, cfg.patch_values), torch.randn(3, cfg.n_channels, cfg.n_columns, cfg.patch_samples)
     shown_BCN = ~mask
-    if cfg.attention == "separate":
-        pytest.skip("every channel is an item of its own, as in version 3 with one channel")
     places_BK = visible(~shown_BCN.any(1)).index_BK
     shown_BCK = shown_BCN.gather(2, places_BK[:, None].expand(-1, cfg.n_channels, -1))
     states, _ = model._encoder(spec, time, places_BK, shown_BCK)

@@ -242,7 +242,14 @@ def _filtered(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: s
             yield signals, slice(group.rows.start + rows.start, group.rows.start + rows.start + shape[1]), y[..., group.pad : group.pad + x_BL.shape[-1]]
 
 
-_SCHEMA = "(Tensor x_BL, float[] scales, str wavelet, str definition) -> Tensor"
+# Operators that a compiler takes as they are. `torch.library.custom_op` would import the whole compiler at the first call, seconds of it.
+_LIBRARY = torch.library.Library("physio_models", "DEF")
+_LIBRARY.define("cwt(Tensor x_BL, float[] scales, str wavelet, str definition) -> Tensor")
+_LIBRARY.define("cwt_magnitude(Tensor x_BL, float[] scales, str wavelet, str definition) -> Tensor")
+_LIBRARY.define("cwt_backward(Tensor grad_BSL, float[] scales, str wavelet, str definition) -> Tensor")
+_transform = torch.ops.physio_models.cwt
+_magnitude = torch.ops.physio_models.cwt_magnitude
+_adjoint = torch.ops.physio_models.cwt_backward
 
 
 def _fill(y_BSL: Tensor, x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
@@ -262,18 +269,18 @@ def _fill_magnitude(y_BSL: Tensor, x_BL: Tensor, scales: Sequence[float], wavele
     return y_BSL
 
 
-@torch.library.custom_op("physio_models::cwt", mutates_args=(), schema=_SCHEMA)
-def _transform(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+@torch.library.impl(_LIBRARY, "cwt", "CompositeExplicitAutograd")
+def _cwt(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
     return _fill(_empty(x_BL, scales, wavelet, definition), x_BL, scales, wavelet, definition)
 
 
-@torch.library.custom_op("physio_models::cwt_magnitude", mutates_args=(), schema=_SCHEMA)
-def _magnitude(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+@torch.library.impl(_LIBRARY, "cwt_magnitude", "CompositeExplicitAutograd")
+def _cwt_magnitude(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
     return _fill_magnitude(x_BL.new_empty(len(x_BL), len(scales), x_BL.shape[-1]), x_BL, scales, wavelet, definition)
 
 
-@torch.library.custom_op("physio_models::cwt_backward", mutates_args=(), schema="(Tensor grad_BSL, float[] scales, str wavelet, str definition) -> Tensor")
-def _adjoint(grad_BSL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
+@torch.library.impl(_LIBRARY, "cwt_backward", "CompositeExplicitAutograd")
+def _cwt_backward(grad_BSL: Tensor, scales: Sequence[float], wavelet: str, definition: str) -> Tensor:
     """The transform's adjoint: every row's gradient correlated with its wavelet, summed over rows, mirrored ends folded back."""
     whole = grad_BSL.is_complex()
     n_samples = grad_BSL.shape[-1]
@@ -314,7 +321,9 @@ def _backward(ctx: Any, grad_BSL: Tensor) -> tuple[Tensor, None, None, None]:
     return _adjoint(grad_BSL, ctx.scales, ctx.wavelet, ctx.definition), None, None, None
 
 
-_transform.register_fake(_empty)
-_transform.register_autograd(_backward, setup_context=_remember)
-_magnitude.register_fake(lambda x_BL, scales, wavelet, definition: x_BL.new_empty(len(x_BL), len(scales), x_BL.shape[-1]))
-_adjoint.register_fake(lambda grad_BSL, scales, wavelet, definition: grad_BSL.new_empty(grad_BSL.shape[0], grad_BSL.shape[2], dtype=grad_BSL.dtype.to_real()))
+torch.library.register_fake("physio_models::cwt", _empty, lib=_LIBRARY)
+torch.library.register_autograd("physio_models::cwt", _backward, setup_context=_remember, lib=_LIBRARY)
+torch.library.register_fake("physio_models::cwt_magnitude", lambda x_BL, scales, *_: x_BL.new_empty(len(x_BL), len(scales), x_BL.shape[-1]), lib=_LIBRARY)
+torch.library.register_fake(
+    "physio_models::cwt_backward", lambda grad_BSL, *_: grad_BSL.new_empty(grad_BSL.shape[0], grad_BSL.shape[2], dtype=grad_BSL.dtype.to_real()), lib=_LIBRARY
+)
