@@ -238,8 +238,8 @@ class CwtMae(nn.Module):
     ) -> Reconstruction:
         """Reconstruct what ``mask_BCN``, True = hidden, takes away: (B, C, N), or (B, 1, N) for the same places in all channels.
 
-        ``n_visible`` is the largest number of places that any item shows in at least one of its channels; without it the device is
-        asked. Every item must show exactly so many where the mask is (B, 1, N) or channels are separate.
+        ``n_visible`` is the number of places that an item shows in at least one of its channels, or more; without it the device is
+        asked. It must be exact, and the same for every item, where the mask is (B, 1, N) or channels are separate.
         """
         x_BCT, valid_BT, channel_present_BC = self._window(x_BCT, valid_BT, channel_present_BC)
         n_items, n_channels = x_BCT.shape[:2]

@@ -21,7 +21,7 @@ CwtMask = Literal["tubelet", "asynchronous", "random", "mixed"]
 
 
 class Hidden(NamedTuple):
-    """A mask (B, 1 or C, N), True = hidden, and the most places that an item shows in any of its channels."""
+    """A mask (B, 1 or C, N), True = hidden, and how many places an item shows at most; exactly, where channels share them or are separate."""
 
     mask_BCN: Tensor
     n_visible: int
@@ -101,14 +101,14 @@ class DualDomain:
         return self.start_ratio + along * (self.mask_ratio - self.start_ratio)
 
     def draw(self, index_B: Tensor, cfg: CwtMaeShape, step: Step) -> Hidden:
-        """What each item hides. ``ValueError`` where the ratio hides nothing or everything, or one channel cannot be hidden because it is the only one."""
+        """What each item hides. ``ValueError`` where the ratio hides nothing or everything, or a whole channel with no other to tell of it."""
         ratio, channels, rows = self.ratio(step.progress), cfg.n_channels, cfg.n_rows
         unit = cfg.n_places if self.mask == "random" else cfg.n_columns
         gone = n_hidden(ratio, unit)
         if not 0 < gone < unit:
             raise ValueError(f"mask_ratio={ratio:g} hides {gone} of {unit}; use a ratio from {1 / unit:.3g} to below 1, or shorter patches")
-        if self.mask == "mixed" and channels == 1:
-            raise ValueError("mask='mixed' hides whole channels and needs at least two; use 'tubelet'")
+        if self.mask == "mixed" and (channels == 1 or cfg.attention == "separate"):
+            raise ValueError("mask='mixed' hides whole channels and needs at least two that meet in attention; use 'tubelet' or 'asynchronous'")
         if self.mask == "tubelet":
             mask_BW = random_mask(step.streams.uniform("mask", index_B, (unit,)), ratio)
             return Hidden(mask_BW.repeat_interleave(rows, 1)[:, None], (unit - gone) * rows)
@@ -116,8 +116,8 @@ class DualDomain:
         if self.mask == "mixed":
             mask_BCU = self._mixed(mask_BCU, step.streams.uniform("mask_kind", index_B, (2,)))
         mask_BCN = mask_BCU if self.mask == "random" else mask_BCU.repeat_interleave(rows, 2)
-        alike = self.mask != "mixed" and (channels == 1 or cfg.attention == "separate")
-        return Hidden(mask_BCN, (unit - gone) * (1 if self.mask == "random" else rows) if alike else int((~mask_BCN).any(1).sum(1).max()))
+        together = 1 if channels == 1 or cfg.attention == "separate" else channels
+        return Hidden(mask_BCN, min(unit, together * (unit - gone)) * (1 if self.mask == "random" else rows))
 
     def _mixed(self, mask_BCW: Tensor, u_B2: Tensor) -> Tensor:
         """Kind by the first number of an item, the channel to hide by the second; the first channel's columns serve as the tubelet."""
