@@ -18,7 +18,7 @@ def model(**changes) -> torch.nn.Module:
 
 def batch(n: int = 16, n_samples: int = 64) -> dict:
     draw = torch.Generator().manual_seed(1)
-    aux = torch.rand(n, 3, generator=draw) * torch.tensor([2.0, 3.0, 1.0])
+    aux = torch.rand(n, 3, generator=draw) * torch.tensor([2.0, 1.0, 3.0])
     subject = np.array([f"s{i // 2}" for i in range(n)])
     return {"signal": torch.randn(n, 1, n_samples, generator=draw), "index": torch.arange(n) + 7, "aux": aux, "subject": subject}
 
@@ -37,18 +37,18 @@ def nt_xent_by_hand(z: np.ndarray, group: list[int], temperature: float) -> floa
 
 
 AUX = [
-    [0.1, 1.0, 0.5],  # bin 0
-    [0.2, -9.9, -2.9],  # bin 0
-    [0.25, 2.0, 0.0],  # bin 1
-    [1.99, 0.0, 1.0],  # bin 7
+    [0.1, 0.5, 1.0],  # bin 0
+    [0.2, -2.9, -9.9],  # bin 0
+    [0.25, 0.0, 2.0],  # bin 1
+    [1.99, 1.0, 0.0],  # bin 7
     [1.76, 1.0, 1.0],  # bin 7
     [2.0, 1.0, 1.0],  # sVRI not below 2
     [0.0, 1.0, 1.0],  # sVRI not above 0
-    [0.1, 10.0, 1.0],  # |IPA| not below 10
-    [0.1, 1.0, -3.0],  # |skewness| not below 3
+    [0.1, 1.0, 10.0],  # |IPA| not below 10
+    [0.1, -3.0, 1.0],  # |skewness| not below 3
     [NAN, 1.0, 1.0],
-    [0.1, NAN, 1.0],
     [0.1, 1.0, NAN],
+    [0.1, NAN, 1.0],
 ]
 BINS = [0, 0, 1, 7, 7] + [-1] * 7
 
@@ -59,7 +59,7 @@ def test_the_loss_is_the_papers(sqi: bool, step):
     with torch.no_grad():
         z, ipa, skewness, _ = (value.double().numpy() for value in net(items["signal"]))
     contrast = nt_xent_by_hand(z, BINS, 0.07)
-    heads = [np.mean(np.abs(said[:5, 0] - np.array(AUX)[:5, column])) for said, column in ((ipa, 1), (skewness, 2))]
+    heads = [np.mean(np.abs(said[:5, 0] - np.array(AUX)[:5, column])) for said, column in ((ipa, 2), (skewness, 1))]
     expected = 0.6 * contrast + (0.2 * heads[0] + 0.2 * heads[1] if sqi else 0.4 * heads[0])
     loss = PapageiMorphology(sqi=sqi, augment=STILL)(net, items, step)
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)

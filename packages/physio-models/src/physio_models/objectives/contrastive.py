@@ -228,6 +228,11 @@ class Cmsc:
         if self.positives not in ("item", "subject"):
             raise ValueError(f"positives must be 'item' or 'subject', got {self.positives!r}")
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a batch must carry beside the signal."""
+        return ("subject",) if self.positives == "subject" else ()
+
     def modules(self, model: nn.Module) -> nn.ModuleDict:
         """The projector. ``ValueError`` for a network without one vector an item, or of one length alone."""
         n_features = check_embeds(model, "cmsc")

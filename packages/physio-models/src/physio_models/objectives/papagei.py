@@ -37,7 +37,7 @@ CROP_ALONE = Augment(noise=0.0, negate=0.0, flip=0.0, scale=0.0, crop=0.25)
 class PapageiMorphology:
     """PaPaGei-S: NT-Xent over bins of the stress-induced vascular response index, and two heads that tell the pulse's shape and quality.
 
-    ``batch["aux"]`` (B, 3) float holds sVRI, IPA and SQI of each window, NaN where unknown. A window whose values lie outside the
+    ``batch["aux"]`` (B, 3) float holds sVRI, SQI (skewness) and IPA of each window, NaN where unknown. A window whose values lie outside the
     limits takes no part. loss = alpha NT-Xent + (1 - alpha) / 2 (L1 of the IPA head + L1 of the SQI head), or with ``sqi=False``
     alpha NT-Xent + (1 - alpha) L1 of the IPA head.
     """
@@ -75,23 +75,23 @@ class PapageiMorphology:
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         if "aux" not in batch:
-            raise ValueError("papagei_morphology needs batch['aux'], the sVRI, IPA and SQI of each window (B, 3); add them where the batch is read")
+            raise ValueError("papagei_morphology needs batch['aux'], the sVRI, SQI and IPA of each window (B, 3); add them where the batch is read")
         x_BCT, aux_B3, valid_BT = batch["signal"], batch["aux"], batch.get("valid")
         if aux_B3.shape != (len(x_BCT), 3):
-            raise ValueError(f"batch['aux'] must be (windows, 3) = {(len(x_BCT), 3)}, the sVRI, IPA and SQI, got {tuple(aux_B3.shape)}")
+            raise ValueError(f"batch['aux'] must be (windows, 3) = {(len(x_BCT), 3)}, the sVRI, SQI and IPA, got {tuple(aux_B3.shape)}")
         z_BD, out = embed(model, view(x_BCT, batch["index"], "view0", step, self.augment, valid_BT), valid_BT)
         aux_B3 = aux_B3.to(z_BD.device).float()
         usable_B = self.usable(aux_B3)
         contrast = nt_xent(z_BD, self.bins(aux_B3[:, 0]).masked_fill(~usable_B, UNGROUPED), self.temperature)
-        ipa = l1(out.ipa_B1, aux_B3[:, 1], usable_B)
-        sqi = l1(out.sqi_B1, aux_B3[:, 2], usable_B)
+        sqi = l1(out.sqi_B1, aux_B3[:, 1], usable_B)
+        ipa = l1(out.ipa_B1, aux_B3[:, 2], usable_B)
         heads = (ipa + sqi) / 2 if self.sqi else ipa + 0.0 * sqi  # a gradient of 0, so that ranks do not wait for the head
         total = self.alpha * contrast + (1 - self.alpha) * heads
         return Loss(total, {"nt_xent": contrast.detach(), "ipa_l1": ipa.detach(), "sqi_l1": sqi.detach(), "usable": usable_B.float().mean()})
 
     def usable(self, aux_B3: Tensor) -> Tensor:
         """Which windows have all three values within the limits (B,); NaN has none."""
-        svri_B, ipa_B, sqi_B = aux_B3.unbind(1)
+        svri_B, sqi_B, ipa_B = aux_B3.unbind(1)
         lo, hi = self.svri_range
         return (svri_B > lo) & (svri_B < hi) & (ipa_B.abs() < self.most_ipa) & (sqi_B.abs() < self.most_sqi)
 
