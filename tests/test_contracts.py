@@ -39,7 +39,7 @@ def signal(config, n=3):
     """What the model reads: a signal, or ids where its input is tokens."""
     draw = torch.Generator().manual_seed(1)
     if config.input == "tokens":
-        return torch.randint(0, config.n_ids, (n, config.n_samples), generator=draw)
+        return torch.randint(0, config.n_ids, (n, config.n_positions), generator=draw)
     return torch.randn(n, config.n_channels, config.n_samples, generator=draw)
 
 
@@ -77,7 +77,7 @@ def test_encoding_does_not_depend_on_the_rest_of_the_batch(name):
 def test_a_wrong_channel_count_is_refused(name):
     config, model = built(name)
     with pytest.raises(ValueError, match="channel"):
-        model.encode(torch.zeros(2, getattr(config, "n_channels", 1) + 1, config.n_samples))
+        model.encode(torch.zeros(2, config.n_channels + 1, config.n_samples))
 
 
 class Draws:

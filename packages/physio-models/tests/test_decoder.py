@@ -28,7 +28,7 @@ def test_the_originals_size_has_its_number_of_parameters():
     with torch.device("meta"):
         model = TokenDecoderConfig.preset("reference").build()
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 49.38
-    assert (model.cfg.n_ids, model.cfg.n_samples) == (10_259, 2048)
+    assert (model.cfg.n_ids, model.cfg.n_positions) == (10_259, 2048)
 
 
 @BOTH

@@ -54,7 +54,7 @@ def built(name: str) -> tuple[Any, nn.Module, Any]:
 def batch(cfg: Any, n: int = 6) -> dict[str, Tensor]:
     """Sines of several rates with a little noise, and periodic tokens."""
     draw = torch.Generator().manual_seed(1)
-    n_channels, n_samples = (cfg.head_channels, cfg.head_samples) if cfg.input == "tokens" else (cfg.n_channels, cfg.n_samples)
+    n_channels, n_samples = cfg.n_channels, cfg.n_samples
     rate_B11 = 2 + 6 * torch.rand(n, 1, 1, generator=draw)
     phase = torch.arange(n_channels)[:, None] + 2 * math.pi * torch.arange(n_samples) / n_samples * rate_B11
     out = {"signal": phase.sin() + 0.05 * torch.randn(n, n_channels, n_samples, generator=draw), "index": torch.arange(n)}

@@ -30,7 +30,7 @@ class TokenDecoderConfig:
     """Shape of a token decoder; the defaults are the original's (49.4 million parameters) with rotary positions."""
 
     n_ids: int = 10_259  # vocabulary V, special ids included
-    n_samples: int = 2048  # longest sequence, tokens: bos, tokens and eos
+    n_positions: int = 2048  # longest sequence, tokens, bos and eos among them
     pad_id: int | None = None  # the id of padding, where a batch does not say which tokens are real
     width: int = 512
     depth: int = 12
@@ -39,8 +39,8 @@ class TokenDecoderConfig:
     positions: Literal["rotary", "learned"] = "rotary"
     tied: bool = False  # logits from the embedding's own vectors
     head_depth: int = 0  # blocks of the flow-matching signal head; 0: no head; the original's has 4
-    head_channels: int = 12  # channels C of its signal
-    head_samples: int = 2500  # its window length T, samples
+    n_channels: int = 12  # channels C of the signal that tokens stand for and the head gives back
+    n_samples: int = 2500  # its window length T, samples
     head_patch: int | None = None  # samples of its tokens; None: about 32 a window; 1: the original
     freeze_decoder: bool = False  # train the head alone
 
@@ -48,13 +48,13 @@ class TokenDecoderConfig:
     length_free: ClassVar[bool] = True
     role: ClassVar[str] = "next_token"
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {"n_ids": 40, "n_samples": 48, "width": 32, "depth": 2, "n_heads": 4, "head_channels": 3, "head_samples": 160, "head_patch": 8},
+        "tiny": {"n_ids": 40, "n_positions": 48, "width": 32, "depth": 2, "n_heads": 4, "n_channels": 3, "n_samples": 160, "head_patch": 8},
         "fast": {"n_ids": 1024, "width": 128, "depth": 4, "n_heads": 4},
         "reference": {"positions": "learned", "dropout": 0.1, "head_patch": 1},
     }
 
     def __post_init__(self) -> None:
-        for field in ("n_ids", "n_samples", "depth", "head_channels", "head_samples"):
+        for field in ("n_ids", "n_positions", "depth", "n_channels", "n_samples"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
         check_heads(self.width, self.n_heads)
@@ -68,13 +68,13 @@ class TokenDecoderConfig:
             raise ValueError(f"head_depth must be at least 0 and dropout in [0, 1), got {self.head_depth} and {self.dropout}")
         if self.freeze_decoder and not self.head_depth:
             raise ValueError("freeze_decoder leaves nothing to train without a signal head: give head_depth")
-        if self.head_depth and self.head_samples % self.head_patch_samples:
-            raise ValueError(f"head_patch={self.head_patch} must divide head_samples={self.head_samples}")
+        if self.head_depth and self.n_samples % self.head_patch_samples:
+            raise ValueError(f"head_patch={self.head_patch} must divide n_samples={self.n_samples}")
 
     @property
     def head_patch_samples(self) -> int:
         """Samples of a token of the signal head."""
-        return self.head_patch or patch_for(self.head_samples)
+        return self.head_patch or patch_for(self.n_samples)
 
     def build(self) -> TokenDecoder:
         """The network; with ``freeze_decoder`` everything but the head asks for no gradient."""
@@ -111,7 +111,7 @@ class TokenDecoder(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.embed = nn.Embedding(cfg.n_ids, cfg.width)
-        self.positions_ND = nn.Parameter(0.02 * torch.randn(cfg.n_samples, cfg.width)) if cfg.positions == "learned" else None
+        self.positions_ND = nn.Parameter(0.02 * torch.randn(cfg.n_positions, cfg.width)) if cfg.positions == "learned" else None
         self.dropout = nn.Dropout(cfg.dropout)
         self.blocks = nn.ModuleList(Block(cfg.width, cfg.n_heads, causal=True, dropout=cfg.dropout) for _ in range(cfg.depth))
         self.norm = nn.LayerNorm(cfg.width, eps=1e-6)
@@ -200,8 +200,8 @@ class TokenDecoder(nn.Module):
     def _check(self, ids_BN: Tensor, valid_BN: Tensor | None) -> None:
         if ids_BN.ndim != 2 or ids_BN.is_floating_point():
             raise ValueError(f"ids_BN must be (batch, tokens) integers without a channel axis, got {ids_BN.dtype} {tuple(ids_BN.shape)}; tokenise first")
-        if ids_BN.shape[1] > self.cfg.n_samples:
-            raise ValueError(f"ids_BN has {ids_BN.shape[1]} tokens, the model takes up to {self.cfg.n_samples}: shorten the windows or raise n_samples")
+        if ids_BN.shape[1] > self.cfg.n_positions:
+            raise ValueError(f"ids_BN has {ids_BN.shape[1]} tokens, the model takes up to {self.cfg.n_positions}: shorten the windows or raise n_positions")
         if valid_BN is not None and valid_BN.shape != ids_BN.shape:
             raise ValueError(f"valid_BN must be {tuple(ids_BN.shape)}, one per token, got {tuple(valid_BN.shape)}")
 
@@ -213,24 +213,24 @@ class SignalHead(nn.Module):
         super().__init__()
         self.cfg = cfg
         patch = cfg.head_patch_samples
-        self.embed = nn.Linear(cfg.head_channels * patch, cfg.width)
-        self.positions_MD = nn.Parameter(0.02 * torch.randn(cfg.head_samples // patch, cfg.width))
+        self.embed = nn.Linear(cfg.n_channels * patch, cfg.width)
+        self.positions_MD = nn.Parameter(0.02 * torch.randn(cfg.n_samples // patch, cfg.width))
         self.time = nn.Sequential(nn.Linear(cfg.width, 4 * cfg.width), nn.SiLU(), nn.Linear(4 * cfg.width, cfg.width))
         self.blocks = nn.ModuleList(HeadBlock(cfg.width, cfg.n_heads) for _ in range(cfg.head_depth))
         self.modulation = nn.Linear(cfg.width, 2 * cfg.width)
-        self.out = nn.Linear(cfg.width, cfg.head_channels * patch)
+        self.out = nn.Linear(cfg.width, cfg.n_channels * patch)
         init_linear(self)
         for zero in (*(block.modulation for block in self.blocks), self.modulation, self.out):
             nn.init.zeros_(zero.weight)
 
     def forward(self, noised_BCT: Tensor, level_B: Tensor, hidden_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
-        check_window(noised_BCT, self.cfg.head_channels, self.cfg.head_samples)
+        check_window(noised_BCT, self.cfg.n_channels, self.cfg.n_samples)
         time_BD = F.silu(self.time(noise_embedding(level_B * 1000.0, self.cfg.width)))
         x_BMD = self.embed(to_patches(noised_BCT, self.cfg.head_patch_samples)) + self.positions_MD
         for block in self.blocks:
             x_BMD = block(x_BMD, time_BD, hidden_BND, valid_BN)
         shift, scale = self.modulation(time_BD)[:, None].chunk(2, dim=-1)
-        return from_patches(self.out(modulated(x_BMD, shift, scale)), self.cfg.head_channels)
+        return from_patches(self.out(modulated(x_BMD, shift, scale)), self.cfg.n_channels)
 
 
 class HeadBlock(nn.Module):
@@ -278,8 +278,8 @@ def generate(
     if n_new < 1 or temperature < 0 or (top_k is not None and top_k < 1):
         raise ValueError(f"n_new and top_k must be at least 1 and temperature at least 0, got {n_new}, {top_k} and {temperature}")
     n_positions = prompt_BN.shape[1] + n_new
-    if n_positions > model.cfg.n_samples:
-        raise ValueError(f"{prompt_BN.shape[1]} prompt tokens and n_new={n_new} exceed the model's context of {model.cfg.n_samples}; ask for fewer")
+    if n_positions > model.cfg.n_positions:
+        raise ValueError(f"{prompt_BN.shape[1]} prompt tokens and n_new={n_new} exceed the model's context of {model.cfg.n_positions}; ask for fewer")
     logits_BV, memory = model.prefill(prompt_BN, n_positions, valid_BN=valid_BN)
     running_B = torch.ones(len(prompt_BN), dtype=torch.bool, device=prompt_BN.device)
     ids, valid = [], []

@@ -83,6 +83,11 @@ class DitConfig:
         """Channels that are noised and generated: all but a given lead."""
         return tuple(c for c in range(self.n_channels) if self.condition != "lead" or c != self.lead)
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What a batch must carry beside the signal."""
+        return {"text": ("text_emb",), "class": ("label",)}.get(self.condition, ())
+
     def build(self) -> Dit:
         """The network, whose output is exactly 0 before training (adaLN-Zero)."""
         return Dit(self)
@@ -148,7 +153,7 @@ class Dit(nn.Module):
         """What of a batch is generated and what is given. ``ValueError`` names the key that a condition needs and the batch lacks."""
         x_BCT, present_BC = batch["signal"], batch.get("channel_present")
         check_window(x_BCT, self.cfg.n_channels, self.cfg.n_samples)
-        key = {"text": "text_emb", "class": "label"}.get(self.cfg.condition)
+        key = next(iter(self.cfg.needs), None)
         if key is not None and key not in batch:
             raise ValueError(f"condition={self.cfg.condition!r} needs {key!r} in the batch, which has {', '.join(batch)}; prepare a store that carries it")
         if self.cfg.condition != "lead":

@@ -6,6 +6,7 @@ Shape letters: B items, N tokens, V vocabulary, C channels, T samples.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ class Autoregressive:
     """
 
     flow_weight: float = 1.0
+
+    needs: ClassVar[tuple[str, ...]] = ("tokens",)
 
     def __post_init__(self) -> None:
         if not self.flow_weight > 0:
