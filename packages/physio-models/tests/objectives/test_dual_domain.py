@@ -112,6 +112,21 @@ def test_random_masks_hide_single_patches_and_the_same_share_of_every_channel(st
     assert not mask.unflatten(2, (8, 2)).all(-1).equal(mask.unflatten(2, (8, 2)).any(-1))
 
 
+def test_a_reconstruction_is_the_waveform_with_its_hidden_columns_filled(step):
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 2, 210) + 1
+    batch = {"signal": x, "index": torch.arange(2), "valid": torch.arange(210) < torch.tensor([[210], [120]])}
+    out, seen = DualDomain().run(CFG.build(), batch, step), DualDomain().reconstruct(CFG.build(), batch, step)
+    hidden = (out.mask_BCN[..., ::2]).repeat_interleave(25, 2) & batch["valid"][:, None, :200]
+    assert torch.nn.functional.pad(hidden, (0, 10)).equal(seen.mask_B1T)
+    z = ((x - x.mean(-1, keepdim=True)) / x.std(-1, correction=0, keepdim=True))[0]
+    torch.testing.assert_close(seen.target_BCT[0], z)
+    assert seen.pred_BCT[~seen.mask_B1T].equal(seen.target_BCT[~seen.mask_B1T])
+    assert not seen.pred_BCT[seen.mask_B1T].isclose(seen.target_BCT[seen.mask_B1T]).any()
+    spectral = DualDomain().reconstruct(replace(CFG, time_head=False).build(), batch, step)
+    assert spectral.pred_BCT.isnan().equal(spectral.mask_B1T)
+
+
 def test_room_for_more_places_than_are_visible_changes_nothing(step):
     torch.manual_seed(0)
     model, x = CFG.build().eval(), torch.randn(40, 2, 210)

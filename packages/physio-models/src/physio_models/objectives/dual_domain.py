@@ -11,10 +11,11 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from physio_models.cwt_frontend import scalogram, to_spec_patches
+from physio_models.cwt_frontend import scalogram, to_spec_patches, zscore
 from physio_models.cwt_mae import CwtMaeShape, Reconstruction, Version
-from physio_models.interface import Batch, Loss, Step, unwrap
+from physio_models.interface import Batch, Loss, Masked, Step, unwrap
 from physio_models.masking import n_hidden, random_mask
 
 CwtMask = Literal["tubelet", "asynchronous", "random", "mixed"]
@@ -82,9 +83,18 @@ class DualDomain:
         return nn.ModuleDict()
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        return self.score(self.reconstruct(model, batch, step), unwrap(model).cfg, batch.get("valid"))
+        return self.score(self.run(model, batch, step), unwrap(model).cfg, batch.get("valid"))
 
-    def reconstruct(self, model: nn.Module, batch: Batch, step: Step) -> Reconstruction:
+    def reconstruct(self, model: nn.Module, batch: Batch, step: Step) -> Masked:
+        """The z-scored waveform under this step's masks, as samples; those after the last whole patch stay, and without a waveform head hidden ones are NaN."""
+        out, cfg, valid_BT = self.run(model, batch, step), unwrap(model).cfg, batch.get("valid")
+        target_BCT = zscore(batch["signal"].float(), valid_BT)
+        rest = (0, target_BCT.shape[-1] - cfg.n_columns * cfg.patch_samples)
+        hidden_BCT = F.pad(_samples(_columns(out.mask_BCN & out.real_BCN, cfg), cfg.patch_samples, valid_BT), rest)
+        pred_BCT = torch.full_like(target_BCT, float("nan")) if out.time_BCT is None else F.pad(out.time_BCT.float(), rest)
+        return Masked(torch.where(hidden_BCT, pred_BCT, target_BCT), target_BCT, hidden_BCT)
+
+    def run(self, model: nn.Module, batch: Batch, step: Step) -> Reconstruction:
         """The one forward pass, with this step's masks."""
         x_BCT = batch["signal"]
         hidden = self.draw(batch["index"], unwrap(model).cfg, step)
@@ -137,8 +147,7 @@ class DualDomain:
             if self.consistency_weight:
                 raise ValueError("consistency_weight needs a reconstructed waveform: set time_head=True in the model")
             return Loss(total, parts)
-        columns_BCW = hidden_BCN.unflatten(2, (cfg.n_columns, cfg.n_rows)).float().mean(-1) > 0.5
-        hidden_BCT = _samples(columns_BCW, cfg.patch_samples, valid_BT)
+        hidden_BCT = _samples(_columns(hidden_BCN, cfg), cfg.patch_samples, valid_BT)
         real_BCT = _samples(out.real_BCN[..., :: cfg.n_rows], cfg.patch_samples, valid_BT)
         scored_BCT = hidden_BCT if self.time_on == "masked" else real_BCT
         time = _mean_where((out.time_BCT.float() - out.time_target_BCT).square(), scored_BCT)
@@ -169,6 +178,11 @@ def scale_weights(scale_hz: tuple[float, ...], band_hz: tuple[float, float]) -> 
     hz = torch.tensor(scale_hz, dtype=torch.float64)
     weight = torch.minimum((hz / band_hz[0]).square(), (band_hz[1] / hz).square()).clamp(max=1.0)
     return (weight / weight.mean()).float()
+
+
+def _columns(hidden_BCN: Tensor, cfg: CwtMaeShape) -> Tensor:
+    """Columns of which more than half the rows are hidden, (B, C, W)."""
+    return hidden_BCN.unflatten(2, (cfg.n_columns, cfg.n_rows)).float().mean(-1) > 0.5
 
 
 def _samples(columns_BCW: Tensor, patch: int, valid_BT: Tensor | None) -> Tensor:

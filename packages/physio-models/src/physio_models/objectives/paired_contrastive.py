@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from physio_models.gather import gather, share
-from physio_models.interface import Batch, Loss, Step, unwrap
+from physio_models.interface import Batch, Loss, Masked, Step, unwrap
 from physio_models.objectives.contrastive import widened
 from physio_models.objectives.dual_domain import DualDomain
 
@@ -50,13 +50,17 @@ class PairedContrastive:
         return nn.ModuleDict({"projector": nn.Sequential(nn.Linear(cfg.width, cfg.width), nn.GELU(), nn.Linear(cfg.width, self.projection))})
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        out = self.reconstruction.reconstruct(model, batch, step)
+        out = self.reconstruction.run(model, batch, step)
         mae = self.reconstruction.score(out, unwrap(model).cfg, batch.get("valid"))
         z_BCD = step.modules["projector"](out.pooled_BCD)
         seen_BC = (~out.mask_BCN & out.real_BCN).any(-1)
         nce = paired_info_nce(z_BCD[:, 0], z_BCD[:, 1], self.temperature, seen_BC.all(1))
         weight, alpha = self.weights(step.progress)
         return Loss(weight * mae.total + alpha * nce, mae.parts | {"nce": nce.detach()})
+
+    def reconstruct(self, model: nn.Module, batch: Batch, step: Step) -> Masked:
+        """The z-scored waveforms under this step's masks, as samples."""
+        return self.reconstruction.reconstruct(model, batch, step)
 
     def weights(self, progress: float) -> tuple[float, float]:
         """Of the reconstruction and of the contrast at a point of the run."""
