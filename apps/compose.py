@@ -295,7 +295,7 @@ def parts(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray, validati
     """Network, objective and batches of a config, this rank's share of them."""
     world = world or World()
     share = {"batch_size": cfg.fit.batch_size, "seed": cfg.fit.seed, "rank": world.rank, "world_size": world.world_size}
-    needs = getattr(cfg.objective, "needs", ())
+    needs = (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
     columns = extras.columns(needs, store, task=cfg.probe.task, language_model=cfg.language_model)
     transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None)
     batches = Batches(extras.Carrying(WithNext(store) if cfg.shift else store, columns), rows, transform=transform, **share)
