@@ -252,18 +252,18 @@ def agreed(asked: bool, world: World) -> bool:
 def draw(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores) -> None:
     """The loss figure, and fixed validation windows (training ones without a validation fold) reconstructed."""
     figures.loss(folder.figures / "loss.png", folder.metrics())
-    if not hasattr(made.objective, "draw"):
+    if not hasattr(made.objective, "reconstruct"):
         return
     rows_N = compose.validation_rows(cfg, store)
     rows_N = (rows_N if len(rows_N) else compose.rows_of(store, cfg.use))[:: max(1, len(rows_N) // 6)][:6]
     encoder = from_pretrained(folder.path)
     batch = store.batch(rows_N)
-    x_BCT, *_ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
-    streams = Streams(cfg.fit.seed, VALIDATION_EPOCH)
-    hidden_BT = made.objective.draw(torch.as_tensor(batch["index"]), x_BCT.shape[-1], Step(torch.nn.ModuleDict(), 1.0, streams))
+    x_BCT, valid_BT, _ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
+    given = {"signal": x_BCT, "index": torch.as_tensor(batch["index"])} | ({} if valid_BT is None else {"valid": valid_BT})
     with torch.no_grad():
-        out = encoder.model(x_BCT, hidden_BT)
-    figures.reconstruction(folder.figures / "reconstruction.png", x_BCT[:, 0].numpy(), out.pred_BCT[:, 0].numpy(), hidden_BT.numpy(), store.fs)
+        out = made.objective.reconstruct(encoder.model, given, Step(torch.nn.ModuleDict(), 1.0, Streams(cfg.fit.seed, VALIDATION_EPOCH)))
+    first = (x_BCT[:, 0].numpy(), out.pred_BCT[:, 0].numpy(), out.mask_B1T[:, 0].numpy())
+    figures.reconstruction(folder.figures / "reconstruction.png", *first, store.fs)
 
 
 def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], folder: Run) -> dict[str, object]:
