@@ -49,3 +49,5 @@ def test_what_does_not_fit_is_refused():
         unflatten(np.zeros(7, np.uint8), 3, "lead_major")
     with pytest.raises(SignalError, match="cover 13 symbols, more than 3 leads of 4 samples"):
         spans(np.array([12, 1]), 3, 4, "lead_major")
+    with pytest.raises(SignalError, match="must be positive, got 3 and 0"):
+        spans(np.array([1]), 3, 0, "lead_major")

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,15 +53,16 @@ def read_npz(path: Path) -> dict[str, NDArray[np.generic]]:
 def _read_npy(path: Path) -> NDArray[np.generic]:
     with open(path, "rb") as file:
         _check_declared(file, path.stat().st_size, str(path))
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    array: NDArray[np.generic] = np.load(path, mmap_mode="r", allow_pickle=False)
+    return array
 
 
-def _check_declared(file: BinaryIO | zipfile.ZipExtFile, size: int, where: str) -> None:
+def _check_declared(file: IO[bytes], size: int, where: str) -> None:
     """The array's header must declare what follows it, no more and no less."""
     try:
-        major, _ = np.lib.format.read_magic(file)  # type: ignore[arg-type]
+        major, _ = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, _, dtype = read(file)  # type: ignore[arg-type]
+        shape, _, dtype = read(file)
     except ValueError as error:
         raise FileFormatError(f"{where} is no NumPy array: {str(error).splitlines()[0]}") from None
     n_values = 1

@@ -59,6 +59,8 @@ def spans(lengths_n: NDArray[np.int64], n_leads: int, n_samples: int, layout: La
 
     SignalError where the tokens cover more than `n_leads * n_samples` symbols.
     """
+    if n_leads < 1 or n_samples < 1:
+        raise SignalError(f"n_leads and n_samples must be positive, got {n_leads} and {n_samples}")
     stop_n = np.cumsum(lengths_n)
     start_n = stop_n - lengths_n
     if len(stop_n) and stop_n[-1] > n_leads * n_samples:

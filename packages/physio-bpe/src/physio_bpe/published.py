@@ -132,7 +132,7 @@ def _from_pickle(content: bytes) -> tuple[Any, Any]:
             if opcode.name not in _PLAIN:
                 what = f" ({argument})" if argument is not None else ""
                 raise FileFormatError(f"byte {at} of the pickle is {opcode.name}{what[:80]}, only plain values are read")
-            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument) <= n_opcodes:
+            if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and not 0 <= int(argument or 0) <= n_opcodes:
                 raise FileFormatError(f"byte {at} of the pickle numbers a value {argument} where it has {n_opcodes}: the file is altered")
     except FileFormatError:
         raise

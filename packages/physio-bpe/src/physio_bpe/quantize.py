@@ -346,10 +346,12 @@ def _filled(x_NCT: Float, missing: Missing, first_record: int) -> tuple[Float, C
 def _compressed(u: Float, mu: float) -> Float:
     """Position in the range, 0 to 1, to position on the mu-law curve."""
     v = 2 * u - 1
-    return (np.copysign(np.log1p(np.float32(mu) * np.abs(v)), v) / np.float32(math.log1p(mu)) + 1) / 2
+    w: Float = np.copysign(np.log1p(np.float32(mu) * np.abs(v)), v) / np.float32(math.log1p(mu))
+    return (w + 1) / 2
 
 
 def _expanded(u: Float, mu: float) -> Float:
     """The inverse of `_compressed`."""
     v = 2 * u - 1
-    return (np.copysign(np.expm1(np.abs(v) * np.float32(math.log1p(mu))), v) / np.float32(mu) + 1) / 2
+    w: Float = np.copysign(np.expm1(np.abs(v) * np.float32(math.log1p(mu))), v) / np.float32(mu)
+    return (w + 1) / 2

@@ -74,5 +74,6 @@ def pad(ids: Ids, offsets: Offsets, pad_id: int, *, length: int | None = None, s
 
 def total_per_sequence(values: NDArray[np.int64], offsets: Offsets) -> NDArray[np.int64]:
     """Sum of `values` over each sequence, (N,)."""
-    running = np.concatenate([[0], np.cumsum(values)])
-    return running[offsets[1:]] - running[offsets[:-1]]
+    running = np.concatenate([np.zeros(1, np.int64), np.cumsum(values)])
+    total_N: NDArray[np.int64] = running[offsets[1:]] - running[offsets[:-1]]
+    return total_N

@@ -257,10 +257,11 @@ class Tokenizer:
             if not line.size:
                 raise SignalError("the ids stand for no symbol; give n_samples for a record of which nothing is left")
             return dequantize(unflatten(line, n_leads, self.layout), self.quantizer, scale)
+        known = line.size
         filler = np.full(missing, self.alphabet[0], np.uint8)
         x_CT = dequantize(unflatten(np.concatenate([line, filler]), n_leads, self.layout), self.quantizer, scale)
         if missing:
-            known_CT = unflatten(np.arange(n_leads * n_samples) < line.size, n_leads, self.layout)  # type: ignore[arg-type]
+            known_CT = unflatten((np.arange(known + missing) < known).view(np.uint8), n_leads, self.layout)
             x_CT = np.where(known_CT, x_CT, np.float32(np.nan))
         return x_CT
 
@@ -274,7 +275,8 @@ class Tokenizer:
 
     def lengths(self, ids: ArrayLike) -> NDArray[np.int64]:
         """How many symbols each id stands for, 0 for special tokens. VocabularyError names the first id that is not in the vocabulary."""
-        return self._lengths[self._checked(ids)]
+        lengths: NDArray[np.int64] = self._lengths[self._checked(ids)]
+        return lengths
 
     def _without_special(self, ids: ArrayLike) -> Ids:
         checked = self._checked(ids)

@@ -121,7 +121,7 @@ def _learned(segments: Iterable[Segments], n_merges: int, n_threads: int, progre
     symbols_hash, shape_hash, n_segments = hashlib.sha256(), hashlib.sha256(), 0
     for line, borders, weights in segments:
         trainer.push(line, borders, weights)
-        symbols_hash.update(line)
+        symbols_hash.update(line.data)
         each = np.ones(len(borders) - 1, "<u8") if weights is None else weights.astype("<u8")
         shape_hash.update(np.stack([np.diff(borders).astype("<u8"), each], axis=1).tobytes())
         n_segments += len(borders) - 1
