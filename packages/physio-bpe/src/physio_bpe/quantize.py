@@ -22,6 +22,7 @@ Counts = NDArray[np.int64]
 Missing = Literal["refuse", "hold", "zero"]
 
 EPSILON = np.float32(1e-6)  # added to a measured range, so that a flat record is not divided by zero
+ONE, TWO = np.float32(1), np.float32(2)
 BLOCK = 1 << 16  # samples worked on at a time: what is between two steps stays in the L2 cache
 LETTERS = 26  # this many levels are the letters a-z, bytes 97-122; other alphabets are the bytes 0 ... n-1
 
@@ -345,13 +346,13 @@ def _filled(x_NCT: Float, missing: Missing, first_record: int) -> tuple[Float, C
 
 def _compressed(u: Float, mu: float) -> Float:
     """Position in the range, 0 to 1, to position on the mu-law curve."""
-    v = 2 * u - 1
+    v = TWO * u - ONE
     w: Float = np.copysign(np.log1p(np.float32(mu) * np.abs(v)), v) / np.float32(math.log1p(mu))
-    return (w + 1) / 2
+    return (w + ONE) / TWO
 
 
 def _expanded(u: Float, mu: float) -> Float:
     """The inverse of `_compressed`."""
-    v = 2 * u - 1
+    v = TWO * u - ONE
     w: Float = np.copysign(np.expm1(np.abs(v) * np.float32(math.log1p(mu))), v) / np.float32(mu)
-    return (w + 1) / 2
+    return (w + ONE) / TWO

@@ -247,17 +247,17 @@ class Tokenizer:
         """
         if n_leads < 1 or (n_samples is not None and n_samples < 1):
             raise SignalError(f"n_leads and n_samples must be positive, got {n_leads} and {n_samples}")
-        missing = 0 if n_samples is None else n_leads * n_samples - int(self.lengths(ids).sum())
+        known = int(self.lengths(ids).sum())
+        missing = 0 if n_samples is None else n_leads * n_samples - known
         if missing < 0:
-            raise SignalError(f"the ids stand for {n_leads * n_samples - missing} symbols, more than {n_leads} leads of {n_samples} samples")
+            raise SignalError(f"the ids stand for {known} symbols, more than {n_leads} leads of {n_samples} samples")
         if missing > MAX_MISSING:
             raise SignalError(f"{missing} symbols of {n_leads} leads of {n_samples} samples are missing, at most {MAX_MISSING} are filled")
         line = np.frombuffer(self.decode_symbols(ids), np.uint8)
         if n_samples is None:
-            if not line.size:
+            if not known:
                 raise SignalError("the ids stand for no symbol; give n_samples for a record of which nothing is left")
             return dequantize(unflatten(line, n_leads, self.layout), self.quantizer, scale)
-        known = line.size
         filler = np.full(missing, self.alphabet[0], np.uint8)
         x_CT = dequantize(unflatten(np.concatenate([line, filler]), n_leads, self.layout), self.quantizer, scale)
         if missing:
