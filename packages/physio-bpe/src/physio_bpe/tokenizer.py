@@ -204,9 +204,9 @@ class Tokenizer:
         n_samples_N = np.array([len(line) // n_leads for line in lines], np.int64)
         return np.concatenate(lines), borders, both, np.stack(clipped), np.stack(filled), n_samples_N
 
-    def encode_symbols(self, symbols: bytes | bytearray | memoryview | Symbols, *, mode: Mode | None = None) -> Ids:
-        """Ids (n,) uint32 of one line of symbols, any bytes."""
-        line = np.frombuffer(symbols, np.uint8) if not isinstance(symbols, np.ndarray) else symbols
+    def encode_symbols(self, symbols: str | bytes | bytearray | memoryview | Symbols, *, mode: Mode | None = None) -> Ids:
+        """Ids (n,) uint32 of one line of symbols, any bytes; text stands for its UTF-8 bytes, as in ECG-Byte."""
+        line = symbols if isinstance(symbols, np.ndarray) else np.frombuffer(symbols.encode() if isinstance(symbols, str) else symbols, np.uint8)
         return self.encode_segments(line, np.array([0, line.size], np.int64), mode=mode)[0]
 
     def encode_segments(self, symbols: Symbols, offsets: Offsets, *, mode: Mode | None = None, n_threads: int = 1) -> tuple[Ids, Offsets]:
