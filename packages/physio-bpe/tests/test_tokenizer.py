@@ -175,6 +175,8 @@ def test_the_hash_names_what_an_id_means():
         Tokenizer(merges=[(97, 98), (98, 97)], quantizer=LeadMinMax()),
         Tokenizer(merges=[(97, 98), (98, 97)], special_tokens=("pad",)),
     ]
+    one, same = (Tokenizer(merges=[], quantizer=FixedRange(low_mv=low, high_mv=2)) for low in (-1, np.float32(-1)))
+    assert one.vocabulary_hash == same.vocabulary_hash
     assert len({tokenizer.vocabulary_hash, *(other.vocabulary_hash for other in others)}) == 5
     assert tokenizer.with_mode("longest").vocabulary_hash == tokenizer.vocabulary_hash
     assert tokenizer != tokenizer.with_mode("longest") and tokenizer == Tokenizer(merges=[(97, 98), (98, 97)])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -189,11 +190,12 @@ def first_byte(n_levels: int) -> int:
 
 
 def to_plain(quantizer: Quantizer) -> dict[str, object]:
-    """A quantizer as plain values, its table name under "name"."""
+    """A quantizer as plain values, its table name under "name"; equal quantizers give the same text, however their numbers were written."""
     name = next((name for name, kind in QUANTIZERS.items() if type(quantizer) is kind), None)
     if name is None:
         raise ValueError(f"quantizer must be one of {', '.join(QUANTIZERS)}, got {type(quantizer).__name__}")
-    return {"name": name, **asdict(quantizer)}  # type: ignore[call-overload]
+    fields: dict[str, object] = asdict(quantizer)  # type: ignore[call-overload]
+    return {"name": name} | {key: float(value) if isinstance(value, Real) and key != "n_levels" else value for key, value in fields.items()}
 
 
 def from_plain(values: Mapping[str, object]) -> Quantizer:
