@@ -27,6 +27,13 @@ def test_physio_data_imports_within_twice_its_own_dependencies():
     assert seconds < max(0.3, 2 * floor)
 
 
+def test_physio_bpe_loads_numpy_and_nothing_else():
+    _, modules = fresh_import("physio_bpe")
+    _, floor = fresh_import("numpy")
+    own = {name.partition(".")[0] for name in modules - floor if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert own <= {"physio_bpe", "numpy"}
+
+
 @pytest.mark.parametrize("module", ["physio_models", "physio_train"])
 def test_the_torch_libraries_know_nothing_of_one_another(module):
     _, modules = fresh_import(module)
