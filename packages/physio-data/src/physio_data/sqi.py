@@ -20,7 +20,6 @@ from physio_data.quality import (
     check_kind,
     clipped_fraction,
     flat_fraction,
-    relative_power,
 )
 
 HELD_S = 0.1  # a value repeated for as long is a dropout: the device holds its last sample
@@ -79,50 +78,67 @@ def _block(x_MT: np.ndarray, fs: float, kind: Kind) -> dict[str, np.ndarray]:
     nan_M = np.full(len(x_MT), np.nan)
     beats = beats_of(y_MT, fs, kind) if y_MT.shape[1] >= SHORTEST_S * fs and len(y_MT) else None
     sd_M = y_MT.std(1, dtype=np.float64)
-    unit_MT = y_MT / np.where(sd_M > 0, sd_M, np.nan)[:, None]
+    unit_MT = y_MT / np.where(sd_M > 0, sd_M, np.nan).astype(np.float32)[:, None]
+    square_MT = unit_MT * unit_MT
     band_hz, total_hz = ((1.0, 2.25), (0.0, 8.0)) if kind == "ppg" else ((5.0, 15.0), (5.0, 40.0))
     slow_hz = 0.3 if kind == "ppg" else 0.5
+    clipped_M = clipped_fraction(y_MT, finite_MT)
+    relative_M, baseline_M = _power_shares(y_MT, fs, ((band_hz, total_hz), ((0.0, slow_hz), (0.0, total_hz[1]))))
     return {
         "pair": nan_M if beats is None else beats.pair_M,
         "template": nan_M if beats is None else beats.template_M,
-        "skewness": (unit_MT**3).mean(1),
-        "kurtosis": (unit_MT**4).mean(1) - 3,
-        "relative_power": relative_power(y_MT, fs, band_hz, total_hz),
-        "baseline_power": relative_power(y_MT, fs, (0.0, slow_hz), (0.0, total_hz[1])),
+        "skewness": (square_MT * unit_MT).mean(1, dtype=np.float64),
+        "kurtosis": (square_MT * square_MT).mean(1, dtype=np.float64) - 3,
+        "relative_power": relative_M,
+        "baseline_power": baseline_M,
         "flat": flat_fraction(y_MT, finite_MT, fs, DEFAULT_LIMITS.flat_change),
-        "clipped": clipped_fraction(y_MT, finite_MT),
-        "saturated_s": _saturated(y_MT, finite_MT) / fs,
+        "clipped": clipped_M,
+        "saturated_s": _saturated(y_MT, finite_MT, clipped_M) / fs,
         "dropout": _dropout(x_MT, finite_MT, max(2, round(HELD_S * fs))),
         "n_beats": nan_M if beats is None else beats.n_beats_M.astype(np.float64),
         "bpm": nan_M if beats is None else beats.bpm_M,
     }
 
 
-def _saturated(y_MT: np.ndarray, finite_MT: np.ndarray) -> np.ndarray:
+def _power_shares(y_MT: np.ndarray, fs: float, bands_hz: tuple[tuple[tuple[float, float], tuple[float, float]], ...]) -> list[np.ndarray]:
+    """`quality.relative_power` for several pairs of bands from one spectrum, in single precision."""
+    from scipy.fft import rfft
+
+    spectrum_MF = rfft(y_MT * np.hanning(y_MT.shape[1]).astype(np.float32), axis=1)
+    power_MF = spectrum_MF.real**2 + spectrum_MF.imag**2
+    hz_F = np.fft.rfftfreq(y_MT.shape[1], 1 / fs)
+    shares = []
+    for pair in bands_hz:
+        band_M, total_M = (power_MF[:, (hz_F >= low) & (hz_F <= high)].sum(1, dtype=np.float64) for low, high in pair)
+        shares.append(np.where(total_M > 0, band_M / np.where(total_M > 0, total_M, 1), np.nan))
+    return shares
+
+
+def _saturated(y_MT: np.ndarray, finite_MT: np.ndarray, clipped_M: np.ndarray) -> np.ndarray:
     """Longest run of samples (M,) at either extreme; 0 for a constant, which is flat and not saturated, and for a single sample."""
-    low_M1 = np.where(finite_MT, y_MT, np.inf).min(1, keepdims=True)
-    high_M1 = np.where(finite_MT, y_MT, -np.inf).max(1, keepdims=True)
-    with np.errstate(invalid="ignore"):
+    longest_M = np.zeros(len(y_MT), np.int64)
+    rows = np.flatnonzero(clipped_M * finite_MT.sum(1) > 1.5)
+    if rows.size:
+        y_MT, finite_MT = y_MT[rows], finite_MT[rows]
+        low_M1 = np.where(finite_MT, y_MT, np.inf).min(1, keepdims=True)
+        high_M1 = np.where(finite_MT, y_MT, -np.inf).max(1, keepdims=True)
         near_M1 = EXTREME * (high_M1 - low_M1)
-        longest_M = np.maximum(_longest_run((y_MT <= low_M1 + near_M1) & finite_MT), _longest_run((y_MT >= high_M1 - near_M1) & finite_MT))
-        return np.where((high_M1[:, 0] > low_M1[:, 0]) & (longest_M > 1), longest_M, 0)
+        for extreme_MT in (y_MT <= low_M1 + near_M1, y_MT >= high_M1 - near_M1):
+            row_R, length_R = _runs(extreme_MT & finite_MT)
+            np.maximum.at(longest_M, rows[row_R], length_R)
+    return np.where(longest_M > 1, longest_M, 0)
 
 
 def _dropout(x_MT: np.ndarray, finite_MT: np.ndarray, shortest: int) -> np.ndarray:
     """Share of samples (M,) that are missing or belong to a run of `shortest` or more equal values."""
-    same_MT = np.zeros(x_MT.shape, bool)
-    same_MT[:, 1:] = (x_MT[:, 1:] == x_MT[:, :-1]) & finite_MT[:, 1:]
-    before_MT = _run_length(same_MT)  # repeats up to here
-    after_MT = _run_length(same_MT[:, ::-1])[:, ::-1]
-    whole_MT = before_MT + np.concatenate([after_MT[:, 1:], np.zeros((len(x_MT), 1), np.int64)], axis=1) + 1
-    return ((whole_MT >= shortest) | ~finite_MT).mean(1)
+    row_R, repeats_R = _runs(x_MT[:, 1:] == x_MT[:, :-1])
+    held_R = repeats_R >= shortest - 1
+    n_held_M = np.bincount(row_R[held_R], repeats_R[held_R] + 1, len(x_MT))
+    return (n_held_M + (~finite_MT).sum(1)) / x_MT.shape[1]
 
 
-def _longest_run(true_MT: np.ndarray) -> np.ndarray:
-    return _run_length(true_MT).max(1)
-
-
-def _run_length(true_MT: np.ndarray) -> np.ndarray:
-    """How many True in a row end at each sample (M, T) int64."""
-    count_MT = np.cumsum(true_MT, axis=1)
-    return count_MT - np.maximum.accumulate(np.where(true_MT, 0, count_MT), axis=1)
+def _runs(true_MT: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Row (R,) and length (R,) of every stretch of True."""
+    edge_MT = np.diff(np.pad(true_MT, ((0, 0), (1, 1))).astype(np.int8), axis=1)
+    row_R, start_R = np.nonzero(edge_MT == 1)
+    return row_R, np.nonzero(edge_MT == -1)[1] - start_R
