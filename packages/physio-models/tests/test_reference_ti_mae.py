@@ -85,7 +85,7 @@ def test_a_longer_table_of_positions_is_cut_and_a_learned_one_refused(tmp_path: 
 
 
 def test_other_shapes_follow_from_the_tensors(tmp_path: Path):
-    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_hidden": 20}
+    decoder = {"decoder_width": 8, "decoder_depth": 1, "decoder_hidden": 20, "decoder_heads": 4}
     config = TiMaeConfig(n_channels=2, n_samples=30, width=16, depth=3, hidden=24, **decoder, pooling="cls", layout="original", dropout=0.1)
     torch.save(state_of(config), tmp_path / "bare.pt")
     assert load_reference("ti_mae", tmp_path / "bare.pt").model.cfg == config

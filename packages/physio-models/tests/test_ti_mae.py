@@ -267,6 +267,14 @@ def test_the_class_token_reads_what_the_mean_does_not():
     assert torch.equal(net.encode(signal(net)).pooled_BD, whole[:, 0]) and torch.equal(net.encode(signal(net)).tokens_BND, whole[:, 1:])
 
 
+@pytest.mark.parametrize("tail", [24, 13])
+@torch.no_grad()
+def test_the_class_token_alone_is_the_one_among_all(tail: int):
+    net = built(pooling="cls", decoder="none")
+    valid_BT = (torch.arange(24) < tail).expand(3, 24)
+    torch.testing.assert_close(net(signal(net), valid_BT=valid_BT).embedding_BD, net.encode(signal(net), valid_BT=valid_BT).pooled_BD)
+
+
 @torch.no_grad()
 def test_an_absent_channel_reads_as_zeros():
     net = built(n_channels=2)

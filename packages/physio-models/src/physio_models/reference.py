@@ -52,7 +52,7 @@ def himae_contract(n_channels: int = 1) -> InputContract:
 
 
 def _read_himae(path: Path) -> Reference:
-    state, _ = read(path)
+    state, *_ = read(path)
     keys = tuple(state)
     heads = {"fc.": take_prefix(state, "fc."), "classifier.": take_prefix(state, "classifier.")}
     found = [(prefix, head) for prefix, head in heads.items() if head]

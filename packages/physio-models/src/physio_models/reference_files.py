@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 
 WRAPPERS = ("module.", "_orig_mod.", "model.")
+"""What data parallelism, compilation and Lightning put before every key."""
+HOLDERS = ("state_dict", "model_state_dict", "model")
+"""Keys under which a file of training state keeps the state dict."""
 
 
 class Reference(NamedTuple):
@@ -27,14 +30,15 @@ class Reference(NamedTuple):
 
 
 class Content(NamedTuple):
-    """Names and tensors of a file, a prefix common to all names taken off, and the plain settings that Lightning keeps with them."""
+    """Names and tensors of a file, a prefix common to all names taken off, the plain settings that Lightning keeps with them, and the prefix."""
 
     state: dict[str, Tensor]
     settings: Mapping[str, Any]
+    prefix: str = ""
 
 
 def read(path: Path) -> Content:
-    """A torch file's state dict, bare or out of a Lightning checkpoint. Files saved on a GPU read anywhere. ``ValueError`` if it holds none."""
+    """A torch file's state dict, bare or out of a file of training state. Files saved on a GPU read anywhere. ``ValueError`` if it holds none."""
     if not path.is_file():
         raise ValueError(f"{path} is no file: give the original's checkpoint")
     try:
@@ -44,15 +48,15 @@ def read(path: Path) -> Content:
             f"{path} is damaged, or holds more than tensors and plain values ({(str(error) or type(error).__name__).splitlines()[0]}); export its state dict"
         ) from error
     settings: Mapping[str, Any] = {}
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
+    if isinstance(content, Mapping) and (holder := next((key for key in HOLDERS if isinstance(content.get(key), Mapping)), None)) is not None:
         settings = content["hyper_parameters"] if isinstance(content.get("hyper_parameters"), Mapping) else {}
-        content = content["state_dict"]
+        content = content[holder]
     if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict: expected names and tensors, or a Lightning checkpoint with 'state_dict'")
-    state = dict(content)
+        raise ValueError(f"{path} holds no state dict: expected names and tensors, or a file of training state with {' or '.join(HOLDERS)}")
+    state, taken = dict(content), ""
     while prefix := next((w for w in WRAPPERS if all(key.startswith(w) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return Content(state, settings)
+        state, taken = {key.removeprefix(prefix): value for key, value in state.items()}, taken + prefix
+    return Content(state, settings, taken)
 
 
 def take_prefix(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

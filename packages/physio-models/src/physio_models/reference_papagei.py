@@ -7,21 +7,18 @@ guessed and nothing is left over: keys that are not the network's are an error t
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from physio_models.contract import ANY, Encoder, InputContract
 from physio_models.papagei import Papagei, PapageiConfig
 from physio_models.pretrained import build_untrained, load_strictly
+from physio_models.reference_files import read
 
-WRAPPINGS = ("state_dict", "model_state_dict", "model", "net", "encoder")  # keys that hold the state dict in a wrapped file
-PREFIXES = ("module.", "_orig_mod.", "model.", "encoder.", "backbone.")  # before every key of a network that stood inside another
 BAND_HZ = (0.5, 12.0)  # stop-band edges of the Chebyshev filter that the original's windows went through
 
 
@@ -35,7 +32,7 @@ class PapageiReference(NamedTuple):
 def load_papagei(path: Path | str) -> PapageiReference:
     """Read a file of PaPaGei weights. ``ValueError`` if it is damaged, needs code to be read, or is not such a network."""
     path = Path(path)
-    state, prefix = unprefixed(state_dict(path), path)
+    state, _, prefix = read(path)
     model = build_untrained("papagei", config_of(state, path))
     load_strictly(model, {key: value if key.endswith("num_batches_tracked") else value.float() for key, value in state.items()}, path)
     return PapageiReference(model.eval(), {key: prefix + key for key in state})
@@ -56,34 +53,10 @@ def papagei_contract(n_channels: int = 1) -> InputContract:
     )
 
 
-def state_dict(path: Path) -> dict[str, Tensor]:
-    """Names and tensors of a torch file, out of the dictionary that wraps them."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give the original's weights")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values ({reason}); export its state dict") from error
-    while isinstance(content, Mapping) and (inner := next((content[key] for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)) is not None:
-        content = inner
-    if not isinstance(content, Mapping) or not content or not all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items()):
-        raise ValueError(f"{path} holds no state dict: expected names and tensors, or a dictionary with one of {', '.join(WRAPPINGS)}")
-    return dict(content)
-
-
-def unprefixed(state: dict[str, Tensor], path: Path) -> tuple[dict[str, Tensor], str]:
-    """The state dict without what stands before every key, and what stood there."""
-    taken = ""
-    while (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), None)) is not None:
-        state, taken = {key.removeprefix(prefix): value for key, value in state.items()}, taken + prefix
-    if "first_block_conv.conv.weight" not in state:
-        raise ValueError(f"{path} is no PaPaGei: first_block_conv.conv.weight is not among its keys {', '.join(sorted(state)[:6])} ...")
-    return state, taken
-
-
 def config_of(state: Mapping[str, Tensor], path: Path) -> PapageiConfig:
     """The shape of the network that has this state dict. `load_strictly` says what does not fit it."""
+    if "first_block_conv.conv.weight" not in state:
+        raise ValueError(f"{path} is no PaPaGei: first_block_conv.conv.weight is not among its keys {', '.join(sorted(state)[:6])} ...")
     numbers = {int(match[1]) for key in state if (match := re.match(r"basicblock_list\.(\d+)\.", key))}
     if not numbers or numbers != set(range(len(numbers))):
         raise ValueError(f"{path} is no PaPaGei: its blocks {sorted(numbers)} are not numbered from 0 on")

@@ -35,7 +35,7 @@ def ti_mae_contract(n_channels: int = 1, n_samples: int = PUBLISHED_SAMPLES) -> 
 
 def read_ti_mae(path: Path) -> Reference:
     """A Ti-MAE of pretraining (a model) or of fine-tuning (a model without a decoder, and its head). ``ValueError`` names what does not fit."""
-    state, settings = read(path)
+    state, settings, _ = read(path)
     parts = _parts(state, path)
     encoder, decoder = parts["encoder."], parts["decoder."]
     shapes = _require(encoder, path, {"embedding.conv.weight": 3, "positional_encoding.pe": 3, "layers.0.ffn.0.weight": 2})
@@ -71,7 +71,7 @@ def read_ti_mae(path: Path) -> Reference:
 
 def read_ti_mae_mamba(path: Path) -> Reference:
     """The same of the port's Mamba variant; its files say nothing of the window's length, so without hyper-parameters it is 140."""
-    state, settings = read(path)
+    state, settings, _ = read(path)
     parts = _parts(state, path)
     encoder, decoder = parts["encoder."], parts["decoder."]
     width, n_channels, _ = _require(encoder, path, {"embedding.conv.weight": 3})["embedding.conv.weight"]
@@ -101,7 +101,7 @@ def read_mamba2(path: Path) -> Reference:
 
     Groups cannot be told from shapes: there is one, as by default.
     """
-    state, _ = read(path)
+    state, *_ = read(path)
     if "A_log" in state:
         cfg = _mamba_shape(state, "", "", path)
         with torch.random.fork_rng(devices=[]):  # the initial weights are replaced at once

@@ -43,7 +43,7 @@ class TiMaeConfig:
     decoder: Literal["self", "cross", "none"] = "self"  # mask tokens among all, or hidden tokens that look at visible ones; none: an encoder alone
     decoder_width: int = 32
     decoder_depth: int = 2
-    decoder_heads: int = 4
+    decoder_heads: int = 2  # as wide as the encoder's; the port has 4
     decoder_hidden: int = 128
     cls: bool = True  # one learned token beside the others
     pooling: Literal["mean", "max", "cls"] = "mean"  # of `encode` and of an encoder alone
@@ -100,7 +100,8 @@ class TiMaeConfig:
 
         As there, an encoder alone that pools the mean or the maximum does without the class token, whose parameter stays unused.
         """
-        return cls(n_samples=n_samples, decoder=decoder, pooling=pooling, cls=decoder != "none" or pooling == "cls", dropout=0.1, layout="original")
+        cls_token = decoder != "none" or pooling == "cls"
+        return cls(n_samples=n_samples, decoder=decoder, decoder_heads=4, pooling=pooling, cls=cls_token, dropout=0.1, layout="original")
 
 
 class TiMae(nn.Module):
@@ -153,7 +154,7 @@ class TiMae(nn.Module):
         if self.decoder is None:
             if mask_BN is not None:
                 raise ValueError("mask_BN must be None for decoder='none': an encoder alone reconstructs nothing; use decoder='self' or 'cross'")
-            return Embedded(self.encode(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC).pooled_BD)
+            return Embedded(self.embed(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC))
         if mask_BN is None or mask_BN.shape != (len(x_BCT), self.cfg.n_tokens):
             got = None if mask_BN is None else tuple(mask_BN.shape)
             raise ValueError(f"mask_BN must be {(len(x_BCT), self.cfg.n_tokens)}, one per token of {self.cfg.patch} samples, got {got}")
@@ -189,6 +190,14 @@ class TiMae(nn.Module):
         pooled_BD = cls_BD if self.cfg.pooling == "cls" else pool(levels[-1], self.cfg.pooling, valid_BN)
         return Encoded(levels[-1], pooled_BD, dict(zip(self.level_names, levels, strict=True)))
 
+    def embed(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Tensor:
+        """The pooled vector of `encode`, (B, D). Where that is the class token, the last block computes nothing else."""
+        if self.cfg.pooling != "cls" or self.cfg.layout == "original":
+            return self.encode(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC).pooled_BD
+        check_window(x_BCT, self.cfg.n_channels, self.cfg.n_samples)
+        valid_BN = None if valid_BT is None else patch_valid(valid_BT, self.cfg.patch)
+        return self.encoder.class_token(self.encoder.tokens(real_only(x_BCT, valid_BT, channel_present_BC)), valid_BN)
+
     def token_valid(self, valid_BT: Tensor) -> dict[str, Tensor]:
         """Which tokens of each level stand on real samples: name -> (B, N) bool."""
         return dict.fromkeys(self.level_names, patch_valid(valid_BT, self.cfg.patch))
@@ -209,7 +218,7 @@ class TiMaeClassifier(nn.Module):
 
     def forward(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Tensor:
         """Logits (B, classes) of the pooled vector."""
-        return self.classifier(self._body[0].encode(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC).pooled_BD)
+        return self.classifier(self._body[0].embed(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC))
 
 
 class Seen(NamedTuple):
@@ -246,14 +255,24 @@ class TiMaeEncoder(nn.Module):
 
     def levels(self, tokens_BKD: Tensor, valid_BK: Tensor | None) -> list[Tensor]:
         """The output of every block, the last one normed, each (B, 1 + K, D)."""
-        if self.cfg.cls:
-            cls_B1D = (self.cls_token + self.positional_encoding.pe[:, :1]).to(tokens_BKD.dtype).expand(len(tokens_BKD), -1, -1)
-            tokens_BKD = torch.cat([cls_B1D, tokens_BKD], dim=1)
-        valid_BK, levels = self._with_cls(valid_BK), []
+        tokens_BKD, valid_BK, levels = self._behind_cls(tokens_BKD), self._with_cls(valid_BK), []
         for layer in self.layers:
             tokens_BKD = layer(tokens_BKD, valid_BN=valid_BK)
             levels.append(tokens_BKD)
         return [*levels[:-1], self.norm(levels[-1])]
+
+    def class_token(self, tokens_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+        """The class token of the last level alone, (B, D)."""
+        tokens_BND, valid_BN = self._behind_cls(tokens_BND), self._with_cls(valid_BN)
+        for layer in self.layers[:-1]:
+            tokens_BND = layer(tokens_BND, valid_BN=valid_BN)
+        return self.norm(_first_of(self.layers[-1], tokens_BND, valid_BN))
+
+    def _behind_cls(self, tokens_BKD: Tensor) -> Tensor:
+        if not self.cfg.cls:
+            return tokens_BKD
+        cls_B1D = (self.cls_token + self.positional_encoding.pe[:, :1]).to(tokens_BKD.dtype).expand(len(tokens_BKD), -1, -1)
+        return torch.cat([cls_B1D, tokens_BKD], dim=1)
 
     def _with_cls(self, valid_BK: Tensor | None) -> Tensor | None:
         return _with_extra(valid_BK, int(self.cfg.cls))
@@ -359,3 +378,17 @@ def _block(width: int, n_heads: int, hidden: int, cfg: TiMaeConfig) -> nn.Module
 
 def _with_extra(valid_BN: Tensor | None, n_extra: int) -> Tensor | None:
     return valid_BN if valid_BN is None or not n_extra else torch.cat([valid_BN.new_ones(len(valid_BN), n_extra), valid_BN], dim=1)
+
+
+def _first_of(block: Block, x_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+    """A block's output for the first token alone, (B, D): one query, keys and values of all."""
+    attention, width = block.attention, x_BND.shape[-1]
+    normed_BND = block.norm_1(x_BND)
+    query_weight, key_value_weight = attention.qkv.weight.split([width, 2 * width])
+    query_bias, key_value_bias = attention.qkv.bias.split([width, 2 * width])
+    query = F.linear(normed_BND[:, :1], query_weight, query_bias).unflatten(-1, (1, attention.n_heads, -1))
+    key_value = F.linear(normed_BND, key_value_weight, key_value_bias).unflatten(-1, (2, attention.n_heads, -1))
+    (query,), (key, value) = (part.permute(2, 0, 3, 1, 4).unbind(0) for part in (query, key_value))
+    y_BHNK = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask(valid_BN))
+    x_BD = x_BND[:, 0] + block.dropout(attention.out(y_BHNK.transpose(1, 2).flatten(2))[:, 0])
+    return x_BD + block.dropout(block.mlp(block.norm_2(x_BD)))

@@ -49,6 +49,13 @@ def test_the_loss_is_the_published_formula(time_on: str, tail: bool):
     assert loss.total.item() == pytest.approx(spec / n_spec + 2 * time / n_time, rel=1e-5)
 
 
+def test_autocast_leaves_the_loss_in_float32():
+    exact = DualDomain(consistency_weight=0.5).score(outcome(), CFG)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        within = DualDomain(consistency_weight=0.5).score(outcome(), CFG)
+    assert within.total.dtype == torch.float32 and torch.equal(within.total, exact.total)
+
+
 def test_visible_patches_and_absent_ones_get_no_gradient():
     out = outcome()
     out = out._replace(spec_BCNV=out.spec_BCNV.requires_grad_(), time_BCT=out.time_BCT.requires_grad_())

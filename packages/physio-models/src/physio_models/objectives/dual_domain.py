@@ -170,7 +170,7 @@ class DualDomain:
             weight_HS = scale_weights(cfg.scale_hz, self.scale_band_hz).view(cfg.n_rows, 1, cfg.patch_scales).to(error.device)
             error = error * weight_HS.repeat(cfg.n_columns, 1, 1)
         planes = torch.tensor(self.plane_weights[:n_planes], device=error.device)
-        return _mean_where(error.mean(-1) @ planes, scored_BCN)
+        return _mean_where((error.mean(-1) * planes).sum(-1), scored_BCN)  # a matrix product would fall to half precision under autocast
 
 
 def scale_weights(scale_hz: tuple[float, ...], band_hz: tuple[float, float]) -> Tensor:
