@@ -4,15 +4,19 @@
 //! pair; overlapping occurrences count ("aaa" holds "aa" twice); no merge crosses the border of a sequence.
 #![forbid(unsafe_code)]
 
+mod apart;
 mod batch;
 mod decode;
 mod encode;
 mod error;
 mod hash;
+mod index;
 mod longest;
 mod queue;
+mod rank;
 mod segments;
 mod shard;
+mod tally;
 mod train;
 mod trie;
 mod vocabulary;
@@ -22,6 +26,7 @@ pub use encode::{Encoder, Mode};
 pub use error::Error;
 pub use longest::LongestEncoder;
 pub use queue::QueueEncoder;
+pub use rank::RankEncoder;
 pub use segments::{Ragged, Segments};
 pub use train::{Progress, Trained, train};
 pub use vocabulary::{MAX_MERGES, N_SYMBOLS, Vocabulary};

@@ -12,8 +12,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::hash::{ABSENT, PairMap};
+use crate::index::Frequent;
 use crate::segments::Segments;
-use crate::shard::{Cell, Frequent, MAX_CELLS, Shard, Tally};
+use crate::shard::{Cell, MAX_CELLS, Shard};
+use crate::tally::Tally;
 use crate::vocabulary::{MAX_MERGES, N_SYMBOLS};
 
 const THRESHOLD: u64 = 8; // a generation ends when the best pair is this many times rarer than at its start
@@ -54,10 +56,13 @@ pub fn train(
     }
     let n_merges = n_merges.min(segments.values().len()); // every merge takes away at least one token
     let ranges = split(segments, n_threads)?;
-    if N_SYMBOLS + n_merges < u16::MAX as usize {
-        Training::<u16>::new(segments, weights, n_merges, &ranges).run(keep_going)
+    let lowest = segments.values().iter().copied().min().unwrap_or(0);
+    let highest = segments.values().iter().copied().max().unwrap_or(0);
+    let alphabet = Alphabet { lowest, n: usize::from(highest - lowest) + 1 };
+    if alphabet.n + n_merges + 2 < u16::MAX as usize {
+        Training::<u16>::new(segments, weights, n_merges, alphabet, &ranges).run(keep_going)
     } else {
-        Training::<u32>::new(segments, weights, n_merges, &ranges).run(keep_going)
+        Training::<u32>::new(segments, weights, n_merges, alphabet, &ranges).run(keep_going)
     }
 }
 
@@ -93,9 +98,23 @@ fn split(segments: &Segments<'_, u8>, n_threads: usize) -> Result<Vec<(usize, us
     Ok(ranges)
 }
 
+/// Within training the symbols in use are ids 0 to n - 1 and merges follow at once: tables of pairs stay small, and the order is the same.
+#[derive(Debug, Clone, Copy)]
+struct Alphabet {
+    lowest: u8,
+    n: usize,
+}
+
+impl Alphabet {
+    fn public(self, id: u32) -> u32 {
+        if (id as usize) < self.n { id + u32::from(self.lowest) } else { id - self.n as u32 + N_SYMBOLS as u32 }
+    }
+}
+
 type Candidate = (u64, Reverse<(u32, u32)>, u32); // count, pair, slot: the heap's best is the most frequent, then the smallest pair
 
 struct Training<C> {
+    alphabet: Alphabet,
     shards: Vec<Shard<C>>,
     n_merges: usize,
     n_ids: usize,     // ids that exist by now
@@ -129,10 +148,10 @@ impl Around {
 }
 
 impl<C: Cell> Training<C> {
-    fn new(segments: &Segments<'_, u8>, weights: Option<&[u64]>, n_merges: usize, ranges: &[(usize, usize)]) -> Self {
-        let border = N_SYMBOLS + n_merges;
-        debug_assert!(border < C::MAX);
-        let make = |range| Shard::new(segments, weights, range, border as u32);
+    fn new(segments: &Segments<'_, u8>, weights: Option<&[u64]>, n_merges: usize, alphabet: Alphabet, ranges: &[(usize, usize)]) -> Self {
+        let border = alphabet.n + n_merges;
+        debug_assert!(border + 1 < C::MAX);
+        let make = |range| Shard::new(segments, weights, range, alphabet.lowest, border as u32);
         let shards = if ranges.len() > 1 {
             thread::scope(|scope| {
                 let threads: Vec<_> = ranges.iter().map(|&range| scope.spawn(move || make(range))).collect();
@@ -143,9 +162,10 @@ impl<C: Cell> Training<C> {
         };
         let around = || Around { total: vec![0; border], seen: Vec::new() };
         Self {
+            alphabet,
             shards,
             n_merges,
-            n_ids: N_SYMBOLS,
+            n_ids: alphabet.n,
             spans: vec![1; border + 2],
             counts: Vec::new(),
             slots: PairMap::with_capacity(1024),
@@ -172,7 +192,7 @@ impl<C: Cell> Training<C> {
             while room && self.trained.pairs.len() < self.n_merges {
                 let Some((count, pair, slot)) = self.best() else { break };
                 room = self.merge(pair, slot);
-                self.trained.pairs.push(pair);
+                self.trained.pairs.push((self.alphabet.public(pair.0), self.alphabet.public(pair.1)));
                 self.trained.counts.push(count);
                 if last.elapsed() > TICK {
                     last = Instant::now();
@@ -193,17 +213,22 @@ impl<C: Cell> Training<C> {
     /// Packs, counts, lists; false where no pair is left.
     fn start_generation(&mut self) -> bool {
         let (spans, n_ids) = (&self.spans, self.n_ids);
+        let n_cells: usize = self.shards.iter().map(Shard::n_cells).sum();
+        let by_table = !self.weighted && n_ids * n_ids * self.shards.len() <= n_cells;
+        let packed = self.spans[..n_ids].iter().all(|&span| span == 1);
         on_all(&mut self.shards, true, |shard| {
-            shard.pack(spans);
-            shard.sort_by_left(n_ids);
+            if !packed {
+                shard.pack(spans);
+            }
+            if by_table { shard.fill_table(n_ids) } else { shard.sort_by_left(n_ids) }
         });
         self.spans[..n_ids].fill(1);
-        let mut frequent = self.count_pairs();
+        let mut frequent = if by_table { self.pairs_of_tables() } else { self.pairs_by_left() };
         let Some(best) = frequent.iter().map(|pair| pair.count).max() else { return false };
         self.least = self.threshold(&mut frequent, best);
         frequent.retain(|pair| pair.count >= self.least);
         frequent.sort_unstable_by_key(|pair| (pair.pair.0, Reverse(pair.n), pair.pair.1));
-        on_all(&mut self.shards, true, |shard| shard.keep(&frequent));
+        on_all(&mut self.shards, true, |shard| if by_table { shard.list_by_table(&frequent, n_ids) } else { shard.list_by_left(&frequent) });
         self.counts.clear();
         self.slots.clear();
         self.heap.clear();
@@ -220,8 +245,24 @@ impl<C: Cell> Training<C> {
         self.heap.push((count, Reverse(pair), slot));
     }
 
-    /// All pairs whose count may reach the threshold.
-    fn count_pairs(&self) -> Vec<Frequent> {
+    /// All pairs whose count may reach the threshold, from the sum of the tables.
+    fn pairs_of_tables(&self) -> Vec<Frequent> {
+        let n_ids = self.n_ids;
+        let total = |cell: usize| self.shards.iter().map(|shard| u64::from(shard.table()[cell])).sum::<u64>();
+        let mut frequent = Vec::new();
+        let mut least = 1;
+        for cell in 0..n_ids * n_ids {
+            let count = total(cell);
+            if count >= least {
+                least = least.max(count / THRESHOLD);
+                frequent.push(Frequent { pair: ((cell / n_ids) as u32, (cell % n_ids) as u32), count, n: count });
+            }
+        }
+        frequent
+    }
+
+    /// All pairs whose count may reach the threshold, from the positions sorted by left token.
+    fn pairs_by_left(&self) -> Vec<Frequent> {
         let mut lefts: Vec<(u32, usize)> = (0..self.n_ids as u32).map(|left| (left, self.shards.iter().map(|shard| shard.n_with_left(left)).sum())).collect();
         lefts.retain(|left| left.1 > 0);
         lefts.sort_unstable_by_key(|&(left, n)| (Reverse(n), left));
@@ -237,7 +278,7 @@ impl<C: Cell> Training<C> {
                 for shard in &self.shards {
                     shard.tally_right(left, &mut tally);
                 }
-                tally.take(|right, count, n| {
+                tally.take(|right, n, count| {
                     least = least.max(count / THRESHOLD);
                     if count >= least {
                         frequent.push(Frequent { pair: (left, right), count, n: u64::from(n) });
@@ -259,7 +300,7 @@ impl<C: Cell> Training<C> {
     /// An eighth of the best count, or more where the lists would take more than 5/8 of their room.
     fn threshold(&self, frequent: &mut [Frequent], best: u64) -> u64 {
         let least = (best / THRESHOLD).max(1);
-        let room = self.shards.iter().map(|shard| shard.limit() as u64).sum::<u64>() / 8 * 5;
+        let room = self.shards.iter().map(|shard| shard.room() as u64).sum::<u64>() / 8 * 5;
         frequent.sort_unstable_by_key(|pair| Reverse(pair.count));
         let mut listed = 0;
         for pair in frequent.iter() {
@@ -298,9 +339,9 @@ impl<C: Cell> Training<C> {
         on_all(&mut self.shards, heavy, |shard| shard.merge(slot, pair, id, spans));
         let mut twice = 0;
         for shard in &self.shards {
-            shard.around.left.iter().for_each(|&(neighbour, weight, _)| self.left.add(neighbour, weight));
-            shard.around.right.iter().for_each(|&(neighbour, weight, _)| self.right.add(neighbour, weight));
-            twice += shard.around.twice.0;
+            shard.around.left.iter().for_each(|&(neighbour, _, weight)| self.left.add(neighbour, weight));
+            shard.around.right.iter().for_each(|&(neighbour, _, weight)| self.right.add(neighbour, weight));
+            twice += shard.around.twice.1;
         }
         self.counts[slot as usize] = 0;
         self.lower((pair.1, pair.0), twice, slot);
@@ -347,7 +388,7 @@ impl<C: Cell> Training<C> {
             .map(|shard| {
                 let mut here = (occurrences(lefts, &shard.around.left, place), occurrences(rights, &shard.around.right, place));
                 if let Some(last) = here.0.last_mut().filter(|last| last.0 == id) {
-                    last.1 = shard.around.twice.1;
+                    last.1 = shard.around.twice.0;
                 }
                 here
             })
@@ -369,12 +410,12 @@ impl<C: Cell> Training<C> {
 }
 
 /// How often each wanted neighbour occurs in one shard; `place` is all zero before and after.
-fn occurrences(wanted: &[(u32, u64)], here: &[(u32, u64, u32)], place: &mut [u32]) -> Vec<(u32, u32)> {
+fn occurrences(wanted: &[(u32, u64)], here: &[(u32, u32, u64)], place: &mut [u32]) -> Vec<(u32, u32)> {
     for (i, &(neighbour, _)) in (1..).zip(wanted) {
         place[neighbour as usize] = i;
     }
     let mut out: Vec<(u32, u32)> = wanted.iter().map(|&(neighbour, _)| (neighbour, 0)).collect();
-    for &(neighbour, _, n) in here {
+    for &(neighbour, n, _) in here {
         if let Some(i) = place[neighbour as usize].checked_sub(1) {
             out[i as usize].1 = n;
         }
