@@ -106,6 +106,8 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     began = time.monotonic()
     manifest = prepared(cfg, out, workers=app.workers)
     say(f"{out}: {manifest['n_windows']} windows of {manifest['n_samples']} samples at {manifest['fs']:g} Hz, {'+'.join(manifest['channels'])}")
+    for line in unlabelled(out):
+        say(line)
     if app.report:
         print(report(out))
     counts = {key: manifest[key] for key in ("n_windows", "n_records", "folds", "n_rejected", "rejected", "fs", "n_samples", "channels")}
@@ -162,8 +164,12 @@ def prepared(cfg: PrepareConfig, out: Path, *, workers: int = 0, quiet: bool = F
         raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
     pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext()
     try:
-        with pool as executor, console.progress(f"prepare {cfg.corpus}", n_records(cfg), quiet=quiet) as show:
-            return prepare(cfg, out, executor=executor, progress=lambda done, total, n_windows: show(done, f"records, {n_windows} windows"))
+        total = n_records(cfg)
+        with pool as executor, console.progress(f"prepare {cfg.corpus}", total, quiet=quiet) as show:
+            show(0, "records")
+            manifest = prepare(cfg, out, executor=executor, progress=lambda done, total, n_windows: show(done, f"records, {n_windows} windows"))
+            show(total, f"records, {manifest['n_windows']} windows")
+            return manifest
     except StoreBusy as error:
         raise console.Failed(str(error)) from None
     except KeyboardInterrupt:
@@ -204,6 +210,32 @@ def dry_run(cfg: PrepareConfig, corpus: Corpus) -> dict[str, object]:
     return {"record": recording.record, "channels": recording.channels, "shape": [n, len(recording.channels), round(window_s * fs)], "dry_run": True}
 
 
+def unlabelled(out: Path) -> list[str]:
+    """A line for every task with records of which it knows nothing: a label file that was not downloaded is noticed here."""
+    import numpy as np
+
+    from physio_data.store import Store
+
+    store = Store(out)
+    record_N, lines = np.asarray(store.index["record"]), []
+    for name, spec in store.tasks.items():
+        known_N = known(store.label(name), spec["kind"])
+        without = sorted(set(record_N.tolist()) - set(record_N[known_N].tolist()))
+        if without:
+            which = f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
+            lines.append(f"task {name}: no known label in {len(without)} of {len(set(record_N.tolist()))} records ({which}): are their annotation files there?")
+    return lines
+
+
+def known(label: object, kind: str) -> object:
+    """(N,) bool: windows whose label of a task is known (any class of a multi-label one)."""
+    import numpy as np
+
+    label = np.asarray(label, np.float64)
+    there = np.isfinite(label) & ((label >= 0) | (kind == "regression"))
+    return there.reshape(len(there), -1).any(axis=1)
+
+
 def report(out: Path) -> str:
     """Windows by fold, known labels by task and rejections by reason."""
     import numpy as np
@@ -214,13 +246,16 @@ def report(out: Path) -> str:
     lines = [f"fold {name}: {count} windows" for name, count in store.manifest["folds"].items()]
     for name, spec in store.tasks.items():
         label = np.asarray(store.label(name), np.float64)
-        known = label[np.isfinite(label) & ((label >= 0) | (spec["kind"] == "regression"))]
-        what = (
-            f"mean {known.mean():.3g} {spec['unit']}"
-            if spec["kind"] == "regression" and known.size
-            else dict(zip(*np.unique(known, return_counts=True), strict=True))
-        )
-        lines.append(f"task {name}: {known.size} known, {what if isinstance(what, str) else ', '.join(f'{c:g}: {n}' for c, n in what.items())}")
+        there = label[known(label, spec["kind"])]
+        if spec["kind"] == "regression":
+            what = f"mean {there.mean():.3g} {spec['unit']}" if there.size else ""
+        elif spec["kind"] == "multilabel":
+            what = ", ".join(f"{name}: {n:g}" for name, n in zip(spec["classes"], np.maximum(there, 0).sum(axis=0), strict=True))
+        else:
+            values, counts = np.unique(there, return_counts=True)
+            named = [spec["classes"][int(value)] if spec["classes"] else f"{value:g}" for value in values]
+            what = ", ".join(f"{name}: {n}" for name, n in zip(named, counts, strict=True))
+        lines.append(f"task {name}: {len(there)} known, {what}")
     return "\n".join([*lines, *(f"rejected {reason}: {count}" for reason, count in store.manifest["rejected"].items())])
 
 

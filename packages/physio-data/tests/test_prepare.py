@@ -300,6 +300,25 @@ def test_a_full_disk_is_said_leaves_no_temporary_and_resumes(tmp_path, monkeypat
     assert digests(tmp_path / "whole") == digests(tmp_path / "s")
 
 
+def test_a_waiver_excuses_official_folds_only(tmp_path):
+    table = tmp_path / "folds.csv"
+    table.write_text("record,fold\n" + "".join(f"r{i},{'train' if i < 5 else 'test'}\n" for i in range(9)))
+    with pytest.raises(ValueError, match=r"subject 'p2' is in two folds"):
+        prepare(config(corpus="waived_corpus:CORPUS", folds=str(table)), tmp_path / "own")
+
+
+def test_a_finished_store_with_a_cut_shard_is_not_taken_for_whole(tmp_path):
+    prepare(config(), tmp_path / "store")
+    shard = tmp_path / "store/shard-00000.h5"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-100])
+    with pytest.raises(ValueError, match=rf"shard-00000.h5 has {len(whole) - 100} bytes, its manifest says {len(whole)}; restore that file, or delete"):
+        prepare(config(), tmp_path / "store")
+    shard.unlink()
+    with pytest.raises(ValueError, match=r"shard-00000.h5 is missing; restore"):
+        prepare(config(), tmp_path / "store")
+
+
 def test_no_subject_is_in_two_folds(tmp_path):
     for split in ("hash", "stratified"):
         prepare(config(split=split), tmp_path / split)

@@ -183,6 +183,11 @@ def prepare(
 def _finished(cfg: PrepareConfig, out: Path, corpus: Corpus, options: Mapping[str, object]) -> dict:
     manifest, _ = read_manifest(out)
     refuse_different(manifest["config"], cfg.identity(), out, "holds a store prepared")
+    for entry in manifest["shards"]:
+        size = (out / entry["file"]).stat().st_size if (out / entry["file"]).is_file() else None
+        if size != entry["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, its manifest says {entry['bytes']}"
+            raise ValueError(f"{out} holds a damaged store: {entry['file']} {found}; restore that file, or delete {out} and prepare again")
     there = cfg.root is None or Path(cfg.root).exists()
     if there and manifest["records_sha256"] != _records_sha256(record_ids := _record_ids(cfg, corpus, options)):
         raise ValueError(
@@ -274,8 +279,10 @@ def _folds(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], option
             return recording.subject, recording.record
 
         fold, subject_of = folds_of_records(cfg.folds, record_ids, facts)
-        waived = check_disjoint([subject_of[record_id] for record_id in record_ids], [fold[record_id] for record_id in record_ids], corpus.waivers)
-        return lambda record_id, subject: fold[record_id], waived
+        check_disjoint(
+            [subject_of[record_id] for record_id in record_ids], [fold[record_id] for record_id in record_ids], ()
+        )  # waivers are official folds' own
+        return lambda record_id, subject: fold[record_id], ()
     official = corpus.folds(record_ids, cfg.root, **options)
     if official is None:
         raise ValueError(f"corpus {corpus.name!r} publishes no official split; choose split hash or stratified")
