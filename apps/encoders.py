@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import tokens
 from compose import Cohort, PretrainConfig, Size, build_model, contract_of, fit_model_to, parts, row_of, seen_of, spec_of
 from physio_data.morphology import handcrafted
 from physio_data.store import Store, Stores
@@ -40,8 +42,8 @@ class Origin:
     def open(self, store: Store | Stores) -> Encoder:
         if self.path is None:
             known = {"name": row_of(self.cfg.model, MODELS), "config": self.cfg.model, "seen": NOTHING_SEEN, "untrained": True}
-            return Encoder(build_model(self.cfg, self.seed), contract_of(self.cfg, store), **known)
-        return reference_encoder(self.reference, self.path) if self.reference else from_pretrained(self.path)
+            return tokens.attached(Encoder(build_model(self.cfg, self.seed), contract_of(self.cfg, store), **known), self.cfg.tokens.file)
+        return reference_encoder(self.reference, self.path) if self.reference else tokens.attached(from_pretrained(self.path))
 
 
 def chosen(
@@ -64,6 +66,10 @@ def chosen(
     if reference is not None:
         raise ValueError("--reference says whose file --ckpt is: leave it out with --model")
     cfg = fit_model_to(untrained_config(resolve(MODELS, model).preset(size), "instance_minmax"), store)
+    if tokens.reads_tokens(cfg.model):
+        if tokenizer is None:
+            raise ValueError(f"{model} reads tokens: name a tokenizer's file with --tokenizer")
+        cfg = tokens.settled(replace(cfg, tokens=replace(cfg.tokens, file=str(tokenizer))), tokens.read(tokenizer))
     return Origin(cfg=cfg, seed=init_seed)
 
 
@@ -78,7 +84,8 @@ def encoder_features(encoder: Encoder, store: Store | Stores, question: Question
     spec, read_out = spec_of(store), question.read_out
 
     def encode(batch: dict[str, Tensor]) -> Tensor:
-        return encoder.features(batch["signal"], spec, level=read_out.level, pool=read_out.pool, valid_BT=batch.get("valid"))
+        given = {"valid_BT": batch.get("valid"), "channel_present_BC": batch.get("channel_present")}
+        return encoder.features(batch["signal"], spec, level=read_out.level, pool=read_out.pool, **given)
 
     return embed(encode, store, question.rows_N, batch_size=BATCH)
 
@@ -103,7 +110,7 @@ def twin_settings(cfg: PretrainConfig) -> tuple[str, ...]:
 def twin(cfg: PretrainConfig, contract: InputContract, setting: str, seed: int, store: Store | Stores, rows_N: np.ndarray) -> Encoder:
     """The untrained net of a seed, with running statistics of the training rows met unmasked or masked where the setting says so."""
     model = build_model(cfg, TWIN_SEED + seed)
-    encoder = Encoder(model, contract, untrained=True)
+    encoder = tokens.attached(Encoder(model, contract, config=cfg.model, untrained=True), cfg.tokens.file)
     if setting == INITIAL:
         return encoder
     rows_N = rows_N[np.linspace(0, len(rows_N) - 1, min(N_STATISTICS, len(rows_N))).astype(np.int64)]
@@ -118,13 +125,21 @@ def twin(cfg: PretrainConfig, contract: InputContract, setting: str, seed: int, 
 
 def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store | Stores, rows_N: np.ndarray) -> Encoder:
     """The encoder pretrained on these rows alone, kept in `folder`; read back where an earlier run finished it."""
+    if cfg.weights:
+        raise ValueError("an encoder that started from other weights cannot be pretrained on a fold's subjects alone: leave --cv-pretrain out")
+    if tokens.reads_tokens(cfg.model) and not (folder / tokens.FILE).is_file():
+        shutil.rmtree(folder, ignore_errors=True)  # cut off before its tokenizer was there
     if not folder.is_dir():
-        cfg = fit_model_to(replace(cfg, fit=replace(cfg.fit, seed=seed)), store)
-        made = parts(cfg, store, rows_N, np.zeros(0, np.int64))
+        cfg, tokenizer = fit_model_to(replace(cfg, fit=replace(cfg.fit, seed=seed)), store), None
+        if tokens.reads_tokens(cfg.model):  # one that saw the fold's own subjects only
+            tokenizer = tokens.tokenizer_for(replace(cfg.tokens, file="", vocabulary=""), store, rows_N, seed=seed)
+            cfg = tokens.settled(cfg, tokenizer)
+        made = parts(cfg, store, rows_N, np.zeros(0, np.int64), tokenizer=tokenizer)
         for step in fit(made.model, made.objective, made.batches, cfg.fit):
             state = step.state
         save_pretrained(folder, state.eval_model.cpu().eval(), cfg.model, contract_of(cfg, store), seen_of(store, rows_N))
-    encoder = from_pretrained(folder)
+        tokens.keep(tokenizer, folder)
+    encoder = tokens.attached(from_pretrained(folder))
     if encoder.seen != seen_of(store, rows_N):
         raise ValueError(f"{folder} holds an encoder pretrained on other subjects than this fold trains on: choose another --out")
     return encoder
