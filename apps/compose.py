@@ -20,13 +20,16 @@ import torch
 from torch import nn
 
 import extras
+import tokens
+from physio_bpe import Tokenizer
 from physio_data.corpora import corpus as corpus_of
 from physio_data.prepare import PrepareConfig
 from physio_data.store import Store, Stores
 from physio_models import FITS, MODELS, OBJECTIVES, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
-from physio_models.pretrained import build_untrained
-from physio_train import Batches, FitConfig, Streams, World
+from physio_models.pretrained import build_untrained, from_pretrained, load_strictly
+from physio_train import Batches, FitConfig, RandomCrop, Streams, World
+from tokens import Tokens
 
 Size = Literal["tiny", "fast", "reference"]
 RECIPES = Path(__file__).parent / "recipes"
@@ -74,11 +77,17 @@ class PretrainConfig:
     objective: object  # a config of OBJECTIVES
     fit: FitConfig
     normalization: str = "instance_minmax"  # applied once per batch, and part of the input contract
+    crop_s: float | None = None  # train on stretches of this length cut from each window at a place drawn anew each epoch, seconds; None: whole windows
     shift: bool = True  # start each training window at a random offset, drawn anew each epoch, where a gap-free window follows
     use: tuple[str, ...] = ("train",)  # folds to pretrain on, by name or as a range of numbers: 1-5
+    mix: tuple[float, ...] = ()  # of several stores: the share of windows that each gives, in proportion; () goes through all windows once an epoch
+    class_weights: bool = False  # supervised: weigh classes by inverse frequency in the training windows, clipped to 0.1-10
     validate_on: tuple[str, ...] = ("val",)  # folds whose masked loss names the best step; () takes the last
     log_every: int = 10  # steps between lines of metrics.jsonl
+    health_windows: int = 64  # validation windows whose features are watched for collapse at each of these lines; 0 watches none
     language_model: str = ""  # folder or Hub id, frozen; for objectives that read reports
+    tokens: Tokens = field(default_factory=Tokens)  # for networks that read tokens
+    weights: str = ""  # a run or saved folder whose weights the network starts from; a signal head that it lacks starts anew
     probe: ReadOut = ReadOut()
 
 
@@ -98,8 +107,8 @@ def fast_precision() -> Literal["fp32", "bf16"]:
     return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
 
 
-def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size) -> PretrainConfig:
-    """The recipe with another network or objective by its table name, at its preset. ValueError where the two do not fit."""
+def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size, representation: str | None = None) -> PretrainConfig:
+    """The recipe with another network or objective by its table name, at its preset. ValueError where they do not fit one another or what is read."""
     if model is not None:
         cfg = replace(cfg, model=resolve(MODELS, model).preset(size))
     if objective is not None:
@@ -108,6 +117,12 @@ def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size:
     if trained not in FITS[trains]:
         fitting = [name for name, models in FITS.items() if trained in models]
         raise ValueError(f"objective {trains!r} trains {', '.join(FITS[trains])} and not {trained!r}, which fits {', '.join(fitting) or 'none'}")
+    reads = getattr(cfg.model, "input", "signal")
+    if representation is not None and reads != representation:
+        others = [name for name in MODELS if getattr(resolve(MODELS, name), "input", "signal") == representation]
+        raise ValueError(
+            f"--representation {representation}: the network {trained!r} reads {reads.rstrip('s')}s; choose one of {', '.join(others)} with --model"
+        )
     return cfg
 
 
@@ -116,6 +131,7 @@ def to_json(cfg: PretrainConfig) -> dict[str, Any]:
     values = dataclasses.asdict(cfg)
     for part, table in (("model", MODELS), ("objective", OBJECTIVES)):
         values[part] = {"name": row_of(getattr(cfg, part), table), "config": values[part]}
+    values["tokens"]["file"] = ""  # a run keeps its tokenizer beside it
     return json.loads(json.dumps(values))
 
 
@@ -178,8 +194,18 @@ def own_store(cohort: Cohort) -> Path:
 
 
 def fit_model_to(cfg: PretrainConfig, store: Store | Stores) -> PretrainConfig:
-    """The network with the store's channels and window length."""
-    return replace(cfg, model=replace(cfg.model, n_channels=len(store.channels), n_samples=store.n_samples))
+    """The network with the store's channels and window length, or that of the stretches it is trained on."""
+    return replace(cfg, model=replace(cfg.model, n_channels=len(store.channels), n_samples=crop_samples(cfg, store) or store.n_samples))
+
+
+def crop_samples(cfg: PretrainConfig, store: Store | Stores) -> int | None:
+    """Samples of a training stretch, None for whole windows. ValueError where a window does not hold it."""
+    if cfg.crop_s is None:
+        return None
+    n = round(cfg.crop_s * store.fs)
+    if not 1 <= n <= store.n_samples:
+        raise ValueError(f"crop_s={cfg.crop_s:g} is not within the store's windows of {store.window_s:g} s: give less, or None for whole windows")
+    return n
 
 
 def rows_of(store: Store | Stores, folds: Sequence[str]) -> np.ndarray:
@@ -216,18 +242,25 @@ def contract_of(cfg: PretrainConfig, store: Store | Stores) -> InputContract:
         channels=spec.channels,
         units=spec.units,
         fs=spec.fs,
-        window_s=store.window_s,
+        window_s=store.window_s if cfg.crop_s is None else cfg.crop_s,
         band=spec.band,
         normalization=cfg.normalization,
         polarity=spec.polarity,
         length_free=bool(getattr(type(cfg.model), "length_free", False)),
         kind=spec.kind,
+        vocabulary=cfg.tokens.vocabulary if tokens.reads_tokens(cfg.model) else "",
     )
 
 
-def seen_of(store: Store | Stores, rows: np.ndarray) -> dict[str, Any]:
-    """What pretraining saw: the stores' manifest hashes and the subjects' ids."""
-    return {"stores": store.hash.split(","), "subjects": sorted(set(store.index["subject"][rows].tolist()))}
+def seen_of(store: Store | Stores, rows: np.ndarray, *, weights: str = "") -> dict[str, Any]:
+    """What pretraining saw: the stores' manifest hashes and the subjects' ids, with those that the weights it started from had seen."""
+    before = {"stores": [], "subjects": []}
+    if weights and (before := from_pretrained(weights).seen) is None:
+        raise ValueError(f"{weights} does not say what it was trained on (seen.json), so nothing that starts from it could: train from a run folder")
+    return {
+        "stores": [*before["stores"], *(name for name in store.hash.split(",") if name not in before["stores"])],
+        "subjects": sorted({*before["subjects"], *store.index["subject"][rows].tolist()}),
+    }
 
 
 class WithNext:
@@ -258,13 +291,22 @@ class ShiftAndNormalize:
 
     normalization: str
     morphology_fs: float | None = None  # Hz; None: no labels of the pulse's morphology
+    crop: RandomCrop | None = None
+    tokenize: tokens.Tokenize | None = None  # of the signal before it is normalised
 
     def __call__(self, batch: dict[str, Any], streams: Streams) -> dict[str, Any]:
         if "has_next" in batch:
             batch = _shifted(dict(batch), streams)
+        if self.crop is not None:
+            batch = self.crop(batch, streams)
         if self.morphology_fs is not None:
             batch = batch | {"aux": torch.from_numpy(extras.morphology(batch["signal"].numpy(), self.morphology_fs))}
-        return batch | {"signal": normalize(batch["signal"], self.normalization, batch.get("valid"))[0]}
+        x_BCT, valid_BT = batch["signal"], batch.get("valid")
+        batch = batch | {"signal": normalize(x_BCT, self.normalization, valid_BT)[0]}
+        if self.tokenize is None:
+            return batch
+        ids_BN, real_BN = self.tokenize(x_BCT, valid_BT, batch.get("channel_present"))
+        return batch | {"tokens": ids_BN, "valid": real_BN} | ({} if valid_BT is None else {"signal_valid": valid_BT})
 
 
 def _shifted(batch: dict[str, Any], streams: Streams) -> dict[str, Any]:
@@ -291,18 +333,40 @@ def build_model(cfg: PretrainConfig, seed: int) -> nn.Module:
     return build_untrained(row_of(cfg.model, MODELS), cfg.model, seed)
 
 
-def parts(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray, validation_rows: np.ndarray, world: World | None = None) -> Parts:
-    """Network, objective and batches of a config, this rank's share of them."""
+def started(model: nn.Module, path: str) -> nn.Module:
+    """The network with the weights of another of its kind. ValueError where they do not fit it; a signal head may be new."""
+    state = dict(from_pretrained(path).model.state_dict())
+    new = {key: value for key, value in model.state_dict().items() if key.startswith("head.") and key not in state}
+    load_strictly(model, state | new, path)
+    return model
+
+
+def parts(
+    cfg: PretrainConfig,
+    store: Store | Stores,
+    rows: np.ndarray,
+    validation_rows: np.ndarray,
+    world: World | None = None,
+    *,
+    tokenizer: Tokenizer | None = None,
+) -> Parts:
+    """Network, objective and batches of a config, this rank's share of them; a network that reads tokens needs the tokenizer."""
     world = world or World()
     share = {"batch_size": cfg.fit.batch_size, "seed": cfg.fit.seed, "rank": world.rank, "world_size": world.world_size}
     needs = (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
     columns = extras.columns(needs, store, task=cfg.probe.task, language_model=cfg.language_model)
-    transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None)
-    batches = Batches(extras.Carrying(WithNext(store) if cfg.shift else store, columns), rows, transform=transform, **share)
-    validation = None
+    n_crop = crop_samples(cfg, store)
+    crop = None if n_crop is None else RandomCrop(length=n_crop)
+    tokenize = None if tokenizer is None else tokens.Tokenize(tokenizer, cfg.model.n_positions)
+    transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None, crop, tokenize)
+    group = group_of(store, rows, cfg.mix)
+    source = extras.Carrying(WithNext(store) if cfg.shift else store, columns)
+    batches = Batches(source, rows, transform=transform, group=group, weights=cfg.mix, **share)
+    validation, validation_rows = None, spread(validation_rows, cfg.fit.validate_items)
     if len(validation_rows) >= world.world_size:
         validation = Batches(extras.Carrying(store, columns), validation_rows, transform=transform, shuffle=False, **share)
-    return Parts(build_model(cfg, cfg.fit.seed), cfg.objective, batches, validation)
+    model = build_model(cfg, cfg.fit.seed)
+    return Parts(started(model, cfg.weights) if cfg.weights else model, objective_of(cfg, store, rows), batches, validation)
 
 
 def validation_rows(cfg: PretrainConfig, store: Store | Stores) -> np.ndarray:
@@ -310,6 +374,30 @@ def validation_rows(cfg: PretrainConfig, store: Store | Stores) -> np.ndarray:
     there = set(np.unique(store.index["fold"]).tolist())
     folds = [fold for fold in fold_names(cfg.validate_on) if fold in there]
     return store.rows(tuple(folds)) if folds else np.zeros(0, np.int64)
+
+
+def spread(rows: np.ndarray, n: int | None) -> np.ndarray:
+    """At most n of some rows, spread evenly over them; None gives all."""
+    return rows if n is None or n >= len(rows) else rows[np.arange(n) * len(rows) // n]
+
+
+def group_of(store: Store | Stores, rows: np.ndarray, mix: Sequence[float]) -> np.ndarray | None:
+    """The store that each row comes from; None without a mix. ValueError for a mix that does not name each store once."""
+    sizes = [len(one) for one in store.stores] if isinstance(store, Stores) else [len(store)]
+    if mix and len(mix) != len(sizes):
+        raise ValueError(f"mix has {len(mix)} shares for {len(sizes)} stores: give one a store")
+    return np.searchsorted(np.cumsum(sizes), rows, side="right") if mix else None
+
+
+def objective_of(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray) -> Any:
+    """The objective, with the class counts of the training windows where its classes are to be weighed."""
+    if not cfg.class_weights:
+        return cfg.objective
+    if not hasattr(cfg.objective, "class_counts"):
+        raise ValueError(f"class_weights belongs to an objective that learns labels, not to {row_of(cfg.objective, OBJECTIVES)!r}")
+    label_N = np.asarray(extras.labels(store, cfg.probe.task))[rows]
+    counts = np.bincount(label_N[label_N >= 0].astype(np.int64), minlength=cfg.objective.n_classes)
+    return replace(cfg.objective, class_counts=tuple(counts.tolist()))
 
 
 def n_parameters(model: nn.Module) -> int:

@@ -1,6 +1,6 @@
 """How every app talks: progress to stderr, tables to stdout, one JSON line at the end, errors in one sentence, Ctrl-C with the way to go on.
 
-Exit codes: 0 done, 1 a job that failed, 2 a user's mistake, 130 stopped.
+Exit codes: 0 done, 1 a job that failed, 2 a user's mistake, 130 stopped by Ctrl-C, 143 stopped by SIGTERM (a cluster's pre-emption).
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ LINE_EVERY_S = 15.0  # between plain progress lines where there is no terminal
 
 
 class Stopped(Exception):
-    """The user stopped the app; the text says how to go on."""
+    """The app was stopped; the text says how to go on. `code` is 128 + the signal, or None: that of the interrupt it was raised for."""
+
+    def __init__(self, text: str, code: int | None = None) -> None:
+        super().__init__(text)
+        self.code = code
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, outside a loop that stops between two steps."""
 
 
 class Failed(Exception):
@@ -36,9 +44,9 @@ def run(main: Callable[[Sequence[str]], Mapping[str, object] | None]) -> NoRetur
     except Failed as error:
         _leave(1, f"error: {error}")
     except Stopped as stopped:
-        _leave(130, f"stopped; {stopped}")
-    except KeyboardInterrupt:
-        _leave(130, "stopped; the same command goes on where it was interrupted")
+        _leave(stopped.code or _code(stopped.__context__), f"stopped; {stopped}")
+    except KeyboardInterrupt as interrupt:
+        _leave(_code(interrupt), "stopped; the same command goes on where it was interrupted")
     if summary is not None:
         print(json.dumps(_plain(summary), allow_nan=False), flush=True)
     sys.exit(0)
@@ -50,10 +58,10 @@ def say(text: str) -> None:
 
 
 class Interrupts:
-    """Turns the first Ctrl-C into a flag that a loop reads between two steps; a second one interrupts at once."""
+    """Turns the first Ctrl-C or SIGTERM into a number that a loop reads between two steps; a second one interrupts at once."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.number = 0  # of the signal; 0 before one came
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupts:
@@ -65,9 +73,14 @@ class Interrupts:
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: object) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+        if self.number:
+            _interrupt(number, frame)
+        self.number = number
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.number != 0
 
 
 Report = Callable[[int, str], None]
@@ -114,7 +127,11 @@ def command(app: str, *arguments: object) -> str:
 
 
 def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
+def _code(interrupt: BaseException | None) -> int:
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 def _leave(code: int, text: str) -> NoReturn:

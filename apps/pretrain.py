@@ -13,10 +13,9 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
@@ -26,19 +25,22 @@ import compose
 import console
 import figures
 import rows
+import tokens
+import training
 from compose import Parts, PretrainConfig, Size
 from console import say
 from encoders import Origin
+from physio_bpe import Tokenizer
 from physio_data.store import Store, Stores
 from physio_models.pretrained import from_pretrained
-from physio_train import VALIDATION_EPOCH, JsonLines, NonFiniteLossError, Progress, RankLostError, Run, Step, Streams, World, fit, floors, session, validate
+from physio_train import VALIDATION_EPOCH, JsonLines, NonFiniteLossError, OutOfDeviceMemoryError, RankLostError, Run, Step, Streams, World, floors, session
 from physio_train import predictions as prediction_files
-from physio_train.distributed import average, broadcast
+from physio_train.config import CHANGEABLE as FIT_CHANGEABLE
+from physio_train.distributed import broadcast
 from prepare import prepared
 from questions import check_sides, split_question
 
-JOIN_S = 3600.0  # how long ranks wait for the one that prepares
-CHANGEABLE = ("fit.n_steps", "fit.n_epochs", "fit.checkpoint_every", "fit.validate_every", "fit.keep_last", "fit.check_every", "log_every", "data", "probe")
+CHANGEABLE = (*(f"fit.{name}" for name in FIT_CHANGEABLE), "log_every", "health_windows", "data", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,8 @@ class Pretrain:
     """Another network, by its row of MODELS; its own flags follow as --model.FIELD."""
     objective: str | None = None
     """Another objective, by its row of OBJECTIVES."""
+    representation: Literal["signal", "tokens"] | None = None
+    """What the network must read: refused where it reads the other. Default: what the recipe's network reads."""
     config: Path | None = None
     """A run's config.json, to repeat it exactly."""
     resume: Path | None = None
@@ -76,9 +80,9 @@ def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
     app = parse(arguments)
     began = time.monotonic()
     try:
-        with session(timeout_s=JOIN_S) as world:
+        with session(timeout_s=app.cfg.fit.timeout_s) as world:
             summary = run(app, world)
-    except (RankLostError, NonFiniteLossError) as error:
+    except (RankLostError, NonFiniteLossError, OutOfDeviceMemoryError) as error:
         raise console.Failed(f"{error}; go on with: {again(app)}") from None
     return None if summary is None else {**summary, "seconds": round(time.monotonic() - began, 1)}
 
@@ -92,7 +96,7 @@ def again(app: Pretrain) -> str:
 def parse(arguments: Sequence[str]) -> Pretrain:
     """The flags. Parts are chosen by name first, since the remaining flags are derived from them."""
     first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("size", "model", "objective", "config", "resume"):
+    for name in ("size", "model", "objective", "representation", "config", "resume"):
         first.add_argument(f"--{name}")
     chosen, _ = first.parse_known_args(arguments)
     name = arguments[0] if arguments and not arguments[0].startswith("-") else "himae_ppg"
@@ -107,7 +111,7 @@ def parse(arguments: Sequence[str]) -> Pretrain:
             )
     else:
         cfg, data = compose.recipe(name, size), ()
-    cfg = compose.swap(cfg, model=chosen.model, objective=chosen.objective, size=size)
+    cfg = compose.swap(cfg, model=chosen.model, objective=chosen.objective, size=size, representation=chosen.representation)
     app = tyro.cli(Pretrain, args=list(arguments), default=Pretrain(cfg=cfg, data=data, recipe=name, size=size), description=__doc__)
     if app.recipe != name:
         raise ValueError(f"name the recipe before the flags: pretrain.py {app.recipe} ...")
@@ -124,7 +128,8 @@ def saved_config(path: Path) -> tuple[PretrainConfig, str, Size, tuple[Path, ...
         raise ValueError(f"{path} is no valid JSON: {error}") from None
     name, size, data = values.pop("recipe", "himae_ppg"), values.pop("size", "fast"), tuple(map(Path, values.pop("data", ())))
     values.pop("stores", None)
-    return compose.from_json(values), name, size, data
+    cfg = compose.from_json(values)
+    return tokens.located(cfg, path.parent) if cfg.tokens.vocabulary else cfg, name, size, data
 
 
 def run(app: Pretrain, world: World) -> dict[str, object] | None:
@@ -140,14 +145,23 @@ def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str,
     store = compose.open_stores(paths)
     cfg = compose.fit_model_to(app.cfg, store)
     train_N, val_N = compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)
-    made = compose.parts(cfg, store, train_N, val_N, world)
+    tokenizer = None
+    if tokens.reads_tokens(cfg.model):
+        tokenizer = tokens.tokenizer_for(cfg.tokens, store, train_N, seed=cfg.fit.seed)
+        cfg = tokens.settled(cfg, tokenizer)
+    made = compose.parts(replace(cfg, weights="") if app.resume else cfg, store, train_N, val_N, world, tokenizer=tokenizer)
     if world.is_main:
         say(f"{len(train_N)} windows of {len(store.channels)} x {store.n_samples} at {store.fs:g} Hz to train on, {len(val_N)} to validate on")
         say(f"{compose.row_of(cfg.model, compose.MODELS)}: {compose.n_parameters(made.model):,} parameters")
+        if tokenizer is not None:
+            tokens.described(tokenizer, cfg.tokens, store, train_N, cfg.model.n_positions)
     if app.dry_run:
         return dry_run(cfg, made, store) if world.is_main else None
-    folder = open_run(app, cfg, store, np.concatenate([train_N, val_N]), world)
-    best = train(cfg, made, folder, app, world)
+    folder = open_run(app, cfg, store, np.concatenate([train_N, val_N]), world, tokenizer)
+    cfg = tokens.located(cfg, folder.path)
+    log = JsonLines(folder.metrics_path) if world.is_main else None
+    again = console.command("pretrain", "--resume", folder.path)
+    best = training.train(cfg, made, folder, log, resume=app.resume is not None, world=world, again=again)
     if not world.is_main:
         return None
     draw(cfg, made, folder, store)
@@ -181,7 +195,7 @@ def meet() -> None:
     broadcast([torch.zeros(1)])
 
 
-def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, seen_N: np.ndarray, world: World) -> Run:
+def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, seen_N: np.ndarray, world: World, tokenizer: Tokenizer | None = None) -> Run:
     """A new run folder, or the one to go on in. What names the best step was seen as well as what was trained on."""
     document = {"recipe": app.recipe, "size": app.size, "data": [str(path) for path in app.data], "stores": store.hash.split(","), **compose.to_json(cfg)}
     if app.resume is not None:
@@ -200,53 +214,10 @@ def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, seen_N: 
         return Run(path)
     if app.config is not None and json.loads(app.config.read_text(encoding="utf-8")).get("stores") != document["stores"]:
         say(f"these are other data than those of {app.config}: the manifests differ, so the run will not be the same")
-    made = Run.create(path, document, contract=compose.contract_of(cfg, store).to_json(), seen=compose.seen_of(store, seen_N))
+    made = Run.create(path, document, contract=compose.contract_of(cfg, store).to_json(), seen=compose.seen_of(store, seen_N, weights=cfg.weights))
+    tokens.keep(tokenizer, made.path)
     meet()
     return made
-
-
-def train(cfg: PretrainConfig, made: Parts, folder: Run, app: Pretrain, world: World) -> dict[str, object]:
-    """Train to the end, validating and saving on the way; what is returned goes into the summary."""
-    resume = folder.latest_checkpoint() if app.resume is not None else None
-    log = JsonLines(folder.metrics_path) if world.is_main else None
-    steps = fit(made.model, made.objective, made.batches, cfg.fit, resume=resume)
-    n_steps = cfg.fit.n_steps or max(1, round(cfg.fit.n_epochs * made.batches.steps_per_epoch))
-    loss = float("nan")
-    with closing(log) if log else nullcontext(), console.Interrupts() as interrupts, console.progress("pretrain", n_steps, quiet=not world.is_main) as show:
-        for step in steps:
-            if step.step % cfg.log_every == 0 or step.step == n_steps:
-                numbers = step.numbers()
-                loss = numbers["loss"]
-                if log:
-                    log.numbers(step.step, numbers)
-            show(step.step, "" if np.isnan(loss) else f"loss {loss:.4f}")
-            if step.validate_due and made.validation is not None:
-                validated(cfg, made, step, folder, log)
-            elif step.checkpoint_due:
-                step.state.save(folder.checkpoints, keep=folder.keep())
-            if agreed(interrupts.asked, world):
-                step.state.save(folder.checkpoints, keep=folder.keep())
-                raise console.Stopped(f"saved step {step.step} of {n_steps}; go on with: {console.command('pretrain', '--resume', folder.path)}")
-    best = folder.best or {}
-    return {"steps": n_steps, "loss": loss, "best_step": best.get("step", n_steps), "best_value": best.get("value")}
-
-
-def validated(cfg: PretrainConfig, made: Parts, step: Progress, folder: Run, log: JsonLines | None) -> None:
-    """Loss on fixed masks of the validation windows; save the step, and name it the best if it is."""
-    found = validate(step.state.eval_model, made.objective, made.validation.one_epoch(), modules=step.state.modules, seed=cfg.fit.seed)
-    step.state.save(folder.checkpoints, keep=folder.keep())
-    if log:
-        log.numbers(step.step, {f"val_{key}": value for key, value in found.items()})
-        folder.update_best(step.step, "val_loss", found["loss"])
-
-
-def agreed(asked: bool, world: World) -> bool:
-    """Whether any rank was asked to stop: all must stop after the same step."""
-    if world.world_size == 1:
-        return asked
-    flag = torch.tensor([float(asked)])
-    average([flag])
-    return bool(flag.item() > 0)
 
 
 def draw(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores) -> None:
@@ -292,7 +263,7 @@ def dry_run(cfg: PretrainConfig, made: Parts, store: Store | Stores) -> dict[str
     step = Step(made.objective.modules(made.model), 0.0, Streams(cfg.fit.seed, 0))
     with torch.no_grad():
         loss = made.objective(made.model, batch, step)
-        encoded = made.model.eval().encode(batch["signal"][:2])
+        encoded = made.model.eval().encode(batch["tokens" if "tokens" in batch else "signal"][:2])
     levels = {name: list(level.shape[1:]) for name, level in encoded.levels.items()}
     say(f"batch {tuple(batch['signal'].shape)}, loss {loss.total.item():.4f}; tokens and features of each level: {levels}")
     return {"dry_run": True, "batch": list(batch["signal"].shape), "loss": loss.total.item(), "levels": levels, "parameters": compose.n_parameters(made.model)}

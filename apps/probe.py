@@ -21,6 +21,7 @@ import tyro
 import compose
 import console
 import rows
+import tokens
 from compose import Cohort, PretrainConfig, ReadOut, Size
 from console import say
 from encoders import Origin, encoder_features
@@ -164,7 +165,8 @@ def encoder_of(app: Probe, store: Store | Stores) -> tuple[Origin, PretrainConfi
     origin = Origin(path=str(app.ckpt), reference=app.reference)
     for home in () if app.reference else (app.ckpt, app.ckpt.parent.parent):
         if (home / "config.json").is_file() and "fit" in (values := json.loads((home / "config.json").read_text(encoding="utf-8"))):
-            return origin, compose.from_json({key: value for key, value in values.items() if key not in ("recipe", "size", "data", "stores")})
+            cfg = compose.from_json({key: value for key, value in values.items() if key not in ("recipe", "size", "data", "stores")})
+            return origin, tokens.located(cfg, home)
     encoder = origin.open(store)
     if app.cv_pretrain:
         raise ValueError(f"--cv-pretrain repeats a run's own config, and {app.ckpt} has none (a saved model only): give the run folder")
@@ -301,6 +303,7 @@ def keep(out: Path, cfg: PretrainConfig, protocol: Protocol, encoder: Encoder, o
     temporary = out / ".encoder"
     shutil.rmtree(temporary, ignore_errors=True)
     save_pretrained(temporary, encoder.model, encoder.config, replace(encoder.contract, fingerprint=()), encoder.seen)
+    tokens.keep(tokens.tokenizer_of(encoder), temporary)
     for file in temporary.iterdir():
         file.replace(out / file.name)
     temporary.rmdir()

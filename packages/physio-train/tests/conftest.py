@@ -53,6 +53,24 @@ def start():
         process.join()
 
 
+@pytest.fixture(scope="session")
+def ranks():
+    """`ranks(start, tmp_path, name, folder, n=2, ...)` runs a job on `n` ranks; waits for all and returns their exit codes.
+
+    `kill_rank` is the one that gets `kill_at`.
+    """
+
+    def run(start, tmp_path, name, folder, n=2, **arguments):
+        kill_rank, kill_at = arguments.pop("kill_rank", None), arguments.pop("kill_at", None)
+        common = {"folder": str(folder), "world_size": n, "meet": str(tmp_path / f"meet_{name}"), **arguments}
+        processes = [start(rank=rank, kill_at=kill_at if rank == kill_rank else None, **common) for rank in range(n)]
+        for process in processes:
+            process.join(60)
+        return [process.exitcode for process in processes]
+
+    return run
+
+
 @pytest.fixture(autouse=True)
 def one_thread():
     """One thread: small nets are fastest so, and sums of several threads are not the same from run to run."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -38,11 +39,27 @@ class Net(nn.Module):
         return self.last(self.dropout(torch.tanh(self.norm(self.first(x_BCT)))))
 
 
+class Stack(nn.Module):
+    """An embedding, two layers in a stack, a head: something for each rule of the optimisers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(16, 8)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 8)) for _ in range(2))
+        self.head = nn.Linear(8, 16)
+
+    def forward(self, x_BCT: torch.Tensor) -> torch.Tensor:
+        x_BCD = self.embed(x_BCT)
+        for block in self.blocks:
+            x_BCD = x_BCD + block(x_BCD)
+        return self.head(x_BCD)
+
+
 class Objective:
     """Restore hidden samples, through a scale of the objective's own; counts its steps in a buffer."""
 
-    def __init__(self, at_step=None) -> None:
-        self.at_step = at_step or (lambda n_calls: None)
+    def __init__(self, at_step=None, log=None) -> None:
+        self.at_step, self.log = at_step or (lambda n_calls: None), log
         self.n_calls = 0
         self.seen: list[list[int]] = []
 
@@ -55,6 +72,8 @@ class Objective:
         self.at_step(self.n_calls)
         self.n_calls += 1
         self.seen.append(batch["index"].tolist())
+        if self.log:
+            print(self.seen[-1], file=self.log, flush=True)
         x_BCT = batch["signal"]
         hidden_BCT = step.streams.uniform("mask", batch["index"], tuple(x_BCT.shape[1:])) < 0.5
         out_BCT = step.modules["scale"](model(x_BCT * ~hidden_BCT).unsqueeze(-1)).squeeze(-1)
@@ -81,6 +100,9 @@ def train(
     dropout: float = 0.2,
     save: bool = True,
     slow_s: float = 0.0,
+    n_rows: int = 50,
+    stacked: bool = False,
+    full_disk_rank: int | None = None,
     **changes,
 ) -> list[list[int]]:
     """Train, saving when due; returns the windows each call saw. `kill_at` is the objective's call that SIGKILLs the process."""
@@ -93,12 +115,18 @@ def train(
     torch.set_num_threads(1)
     torch.manual_seed(1 + (rank or 0))
     with session(rank=rank, world_size=world_size, init_method=f"file://{meet}", timeout_s=20) as world:
-        cfg, objective = config(**changes), Objective(at_step)
-        batches = Batches(Rows(50), np.arange(50), batch_size=cfg.batch_size, seed=cfg.seed, rank=world.rank, world_size=world.world_size)
-        for progress in fit(Net(norm=norm, dropout=dropout), objective, batches, cfg, resume=resume, device="cpu"):
+        log = None if rank is None else (Path(folder) / f"seen_live_rank{rank}.jsonl").open("w")
+        cfg, objective = config(**changes), Objective(at_step, log)
+        batches = Batches(Rows(n_rows), np.arange(n_rows), batch_size=cfg.batch_size, seed=cfg.seed, rank=world.rank, world_size=world.world_size)
+        net = Stack() if stacked else Net(norm=norm, dropout=dropout)
+        if full_disk_rank == world.rank:
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+        for progress in fit(net, objective, batches, cfg, resume=resume, device="cpu"):
             if progress.checkpoint_due and save:
                 progress.state.save(Path(folder))
-    if rank is not None:
+    if log is not None:
+        log.close()
         write_json(Path(folder) / f"seen_rank{rank}.json", {"seen": objective.seen})
     return objective.seen
 

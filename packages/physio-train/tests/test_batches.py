@@ -147,3 +147,43 @@ def test_fewer_windows_than_a_batch_are_said():
         next(make(batch_size=64))
     with pytest.raises(ValueError, match="shared by 8 ranks"):
         make(rows=ROWS[:3], world_size=8).one_epoch()
+
+
+GROUP = np.array([0] * 30 + [1] * 10 + [2] * 10)
+
+
+def test_groups_come_in_their_proportions_and_are_gone_through_evenly():
+    batches = make(group=GROUP, weights=(1, 1, 0), batch_size=10)
+    drawn = np.array(list(chain(*indices(batches, 5 * 6)))).reshape(6, 50) - 100
+    assert [(GROUP[epoch] == 0).sum() for epoch in drawn] == [25] * 6 and not (GROUP[drawn] == 2).any()
+    times = np.bincount(drawn.ravel(), minlength=50)
+    assert set(times[:30]) == {5} and set(times[30:40]) == {15}, "150 draws of each group over 30 and over 10 rows"
+
+
+def test_a_mixed_order_is_the_same_for_all_ranks_and_is_returned_to():
+    weights = {"group": GROUP, "weights": (3, 1, 2)}
+    alone = indices(make(**weights), 15)
+    ranks = [indices(make(rank=rank, world_size=2, **weights), 15) for rank in range(2)]
+    assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == alone
+    first = make(**weights)
+    indices(first, 8)
+    again = make(**weights)
+    again.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    assert indices(again, 7) == alone[8:]
+    with pytest.raises(ValueError, match="weights"):
+        make(group=GROUP, weights=(1, 1, 1)).load_state_dict(first.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"group": None}, "group must name"),
+        ({"weights": (1, 1)}, "one a group"),
+        ({"weights": (1, -1, 1)}, "0 or more"),
+        ({"weights": (1, 1, 1, 1)}, "0 where a group is empty"),
+        ({"shuffle": False}, "shuffle"),
+    ],
+)
+def test_weights_that_fit_no_groups_are_refused(change, match):
+    with pytest.raises(ValueError, match=match):
+        make(**({"group": GROUP, "weights": (1, 1, 1)} | change))

@@ -2,15 +2,17 @@ from __future__ import annotations
 
 import dataclasses
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from physio_train import checkpoint, loop
+from physio_train import checkpoint
 from physio_train.batches import Batches
-from physio_train.loop import FitConfig, Loss, fit, validate
+from physio_train.config import CHANGEABLE, FitConfig
+from physio_train.loop import Loss, OutOfDeviceMemoryError, fit, validate
 from physio_train.state import NonFiniteLossError
 from physio_train.streams import Streams
 
@@ -233,6 +235,12 @@ def test_batches_of_another_size_are_refused(job):
         ({"betas": (0.9, 1.0)}, "betas"),
         ({"schedule": "step"}, "schedule"),
         ({"precision": "fp8"}, "precision"),
+        ({"optimizer": "sgd"}, "optimizer"),
+        ({"optimizer": "schedule_free"}, "schedule='constant'"),
+        ({"parallel": "fsdp", "precision": "fp16"}, "gradient scaling"),
+        ({"layer_decay": 1.5}, "layer_decay"),
+        ({"patience": 0}, "patience"),
+        ({"timeout_s": 0.0}, "timeout_s"),
     ],
 )
 def test_a_bad_config_names_the_field(change, match):
@@ -241,4 +249,40 @@ def test_a_bad_config_names_the_field(change, match):
 
 
 def test_every_changeable_key_is_a_field():
-    assert set(loop.CHANGEABLE) <= {field.name for field in dataclasses.fields(FitConfig)}
+    assert set(CHANGEABLE) <= {field.name for field in dataclasses.fields(FitConfig)}
+
+
+def test_lack_of_memory_names_batch_precision_and_the_models_levers(job):
+    def full(n_calls):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    cfg = job.config(batch_size=8, accumulate=2, ema_decay=None)
+    steps = fit(job.Net(), job.Objective(full), batches_of(job, cfg), cfg, device="cpu", levers=("model.patch=5",))
+    with pytest.raises(OutOfDeviceMemoryError, match=r"batch_size=8 \(4 windows .*precision='fp32': raise accumulate.*bf16.*own levers: model\.patch=5"):
+        next(steps)
+
+
+def test_the_attention_kernel_is_the_one_asked_for(job):
+    class Attending(Plain):
+        seen: ClassVar[list] = []
+
+        def __call__(self, model, batch, step):
+            self.seen.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.math_sdp_enabled()))
+            return super().__call__(model, batch, step)
+
+    run(job, objective=Attending(), n_steps=1, sdpa="math")
+    run(job, objective=Attending(), n_steps=1)
+    assert Attending.seen == [(False, True), (True, True)] and torch.backends.cuda.flash_sdp_enabled()
+
+
+def test_the_average_of_schedule_free_is_what_is_validated(job):
+    progress, model = run(job, optimizer="schedule_free", schedule="constant", n_steps=4)
+    assert not equal(dict(progress[-1].state.eval_model.state_dict()), dict(model.state_dict()))
+
+
+def test_a_step_is_saved_once(job, tmp_path, monkeypatch):
+    progress, _ = run(job, n_steps=2)
+    state = progress[-1].state
+    first = state.save(tmp_path)
+    monkeypatch.setattr(checkpoint, "save", lambda *_, **__: pytest.fail("written again"))
+    assert state.save(tmp_path) == first

@@ -20,16 +20,6 @@ def last_bytes(folder):
     return [(checkpoint.latest(folder) / name).read_bytes() for name in FILES]
 
 
-def ranks(start, tmp_path, name, folder, n=2, **arguments):
-    """`n` ranks of a job; `kill_rank` gets `kill_at`. Waits for all and returns their exit codes."""
-    kill_rank, kill_at = arguments.pop("kill_rank", None), arguments.pop("kill_at", None)
-    common = {"folder": str(folder), "world_size": n, "meet": str(tmp_path / f"meet_{name}"), **arguments}
-    processes = [start(rank=rank, kill_at=kill_at if rank == kill_rank else None, **common) for rank in range(n)]
-    for process in processes:
-        process.join(60)
-    return [process.exitcode for process in processes]
-
-
 def test_killed_within_a_random_step(job, start, tmp_path):
     kill_at = int(np.random.default_rng().integers(2, 11))
     process = start(folder=str(tmp_path / "cut"), kill_at=kill_at)
@@ -58,7 +48,7 @@ def test_killed_from_outside_at_a_random_moment_while_saving_every_step(job, sta
 
 
 @pytest.fixture(scope="module")
-def two_ranks(start, tmp_path_factory):
+def two_ranks(start, ranks, tmp_path_factory):
     """An uninterrupted run of two ranks, and one whose rank 1 is killed within step 8 and which then resumes."""
     path = tmp_path_factory.mktemp("two")
     whole = ranks(start, path, "whole", path / "whole")
@@ -91,7 +81,7 @@ def test_two_ranks_see_disjoint_windows_in_the_global_order(two_ranks):
 
 
 @pytest.mark.parametrize("batch_size", [8, 7])
-def test_two_ranks_train_what_one_rank_trains(job, start, tmp_path, batch_size):
+def test_two_ranks_train_what_one_rank_trains(job, start, ranks, tmp_path, batch_size):
     """Without batch norm and dropout, also where the batch does not split evenly; the objective's modules included."""
     settings = {"norm": False, "dropout": 0.0, "batch_size": batch_size, "accumulate": 2}
     assert ranks(start, tmp_path, "two", tmp_path / "two", **settings) == [0, 0]
@@ -103,7 +93,7 @@ def test_two_ranks_train_what_one_rank_trains(job, start, tmp_path, batch_size):
         assert torch.allclose(value.double(), two.state[key].double(), atol=1e-6), key
 
 
-def test_three_ranks_resume_to_the_same_bytes(start, tmp_path):
+def test_three_ranks_resume_to_the_same_bytes(start, ranks, tmp_path):
     """Sums of three depend on their order, which torch's buckets would change after the first step of a process."""
     settings = {"n": 3, "batch_size": 9, "n_steps": 6, "schedule": "constant", "warmup": 0.0}
     assert ranks(start, tmp_path, "whole", tmp_path / "whole", **settings) == [0] * 3
@@ -113,7 +103,7 @@ def test_three_ranks_resume_to_the_same_bytes(start, tmp_path):
     assert last_bytes(tmp_path / "cut") == last_bytes(tmp_path / "whole")
 
 
-def test_a_run_of_one_rank_goes_on_with_two_over_the_same_windows(job, start, tmp_path):
+def test_a_run_of_one_rank_goes_on_with_two_over_the_same_windows(job, start, ranks, tmp_path):
     settings = {"norm": False, "dropout": 0.0, "schedule": "constant"}
     seen = job.train(str(tmp_path / "one"), **settings)
     job.train(str(tmp_path / "two"), n_steps=6, **settings)
@@ -122,3 +112,22 @@ def test_a_run_of_one_rank_goes_on_with_two_over_the_same_windows(job, start, tm
     assert [first + second for first, second in zip(*parts, strict=True)] == seen[6:]
     one, two = (checkpoint.load(checkpoint.latest(tmp_path / name)).model for name in ("one", "two"))
     assert all(torch.allclose(one[key], two[key], atol=1e-6) for key in one)
+
+
+@pytest.mark.parametrize("parallel", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_killed_on_two_ranks_resumed_on_one_and_again_on_two_every_window_comes_once_an_epoch(job, start, ranks, tmp_path, parallel):
+    """48 windows in batches of 8: six steps an epoch. Killed within step 5, on one rank to step 9, on two to the end of the third epoch."""
+    settings = {"n_rows": 48, "norm": False, "dropout": 0.0, "schedule": "constant", "checkpoint_every": 1, "parallel": parallel}
+    codes = ranks(start, tmp_path, "first", tmp_path / "first", kill_rank=1, kill_at=4, n_steps=18, **settings)
+    assert codes[1] == -signal.SIGKILL and checkpoint.latest(tmp_path / "first").name == "step_4"
+    seen = [json.loads(line) for line in (tmp_path / "first" / "seen_live_rank0.jsonl").read_text().splitlines()][:4]
+    other = [json.loads(line) for line in (tmp_path / "first" / "seen_live_rank1.jsonl").read_text().splitlines()][:4]
+    order = [a + b for a, b in zip(seen, other, strict=True)]
+    order += job.train(str(tmp_path / "one"), resume=str(tmp_path / "first/step_4"), n_steps=9, **settings)
+    assert ranks(start, tmp_path, "two", tmp_path / "two", resume=str(tmp_path / "one/step_9"), n_steps=18, **settings) == [0, 0]
+    parts = [json.loads((tmp_path / "two" / f"seen_rank{rank}.json").read_text())["seen"] for rank in range(2)]
+    order += [a + b for a, b in zip(*parts, strict=True)]
+    alone = Batches([{"x": 0}] * 48, np.arange(48), batch_size=8, seed=3)
+    assert order == [next(alone)["index"].tolist() for _ in range(18)], "one global order"
+    for epoch in range(3):
+        assert sorted(i for batch in order[6 * epoch : 6 * epoch + 6] for i in batch) == list(range(48))

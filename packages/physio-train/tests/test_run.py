@@ -79,3 +79,19 @@ def test_json_lines_are_valid_json_even_for_nan(tmp_path):
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "b").read_text().splitlines()]
     assert lines == [{"step": 1, "loss": None, "lr": 0.5}, {"step": 2, "figure": "waves", "path": "figures/waves.png"}]
+
+
+def test_a_run_stops_after_validations_without_a_better_one(tmp_path):
+    run = Run.create(tmp_path / "a", CONFIG)
+    assert not run.should_stop(50, validate_every=10, patience=2), "nothing validated yet"
+    run.update_best(20, "val_loss", 0.5)
+    assert [run.should_stop(step, validate_every=10, patience=2) for step in (20, 30, 40)] == [False, False, True]
+    assert not run.should_stop(1000, validate_every=10, patience=None)
+
+
+def test_windows_of_a_batch_that_was_not_finite_are_written_and_never_over(tmp_path):
+    run = Run.create(tmp_path / "a", CONFIG)
+    found = {"step": 7, "what": "loss", "rank": 1, "indices": [4, 2**48 + 1], "last_saved": tmp_path / "step_6"}
+    first, second = run.record_non_finite(found), run.record_non_finite(found | {"indices": [9]})
+    assert first.name == "non_finite_step_7_rank_1.json" and json.loads(first.read_text())["indices"] == [4, 2**48 + 1]
+    assert second != first and json.loads(second.read_text())["indices"] == [9]

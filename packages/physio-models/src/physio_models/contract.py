@@ -9,8 +9,9 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,6 +84,7 @@ class InputContract:
     length_free: bool = False  # True: any window length will do
     kind: str = ""  # "ecg", "ppg", "eeg"; "" any
     aliases: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # channel -> other names to take for it
+    vocabulary: str = ""  # hash of the tokenizer's vocabulary, for a model that reads tokens
     fingerprint: tuple[float, ...] = ()  # numbers that the golden input must give; see `pretrained.fingerprint`
 
     def __post_init__(self) -> None:
@@ -176,11 +178,16 @@ class InputContract:
         return factors
 
 
+Tokenize = Callable[[Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
+"""(x_BCT in the contract's unit, valid_BT, channel_present_BC) -> ids (B, N) int64 and which of them are real (B, N)."""
+
+
 class Encoder:
     """A model that takes any input its contract can be made to meet: called with (x, spec), it arranges, normalises and encodes.
 
-    ``seen`` lists the data and subjects of pretraining (None: unknown), ``name`` and ``config`` say what the model is, ``source``
-    where it came from; ``untrained`` is True for a net as initialised.
+    A model that reads tokens needs ``tokenize``, made from the tokenizer that the contract's ``vocabulary`` names. ``seen`` lists the
+    data and subjects of pretraining (None: unknown), ``name`` and ``config`` say what the model is, ``source`` where it came from and
+    ``home`` the folder with its contract, where there is one; ``untrained`` is True for a net as initialised.
     """
 
     def __init__(
@@ -193,8 +200,10 @@ class Encoder:
         seen: Mapping[str, Any] | None = None,
         source: str = "",
         untrained: bool = False,
+        tokenize: Tokenize | None = None,
+        home: Path | None = None,
     ) -> None:
-        self.model, self.contract = model, contract
+        self.model, self.contract, self.tokenize, self.home = model, contract, tokenize, home
         self.name, self.config, self.seen, self.source, self.untrained = name, config, seen, source, untrained
         n_channels = getattr(getattr(model, "cfg", None), "n_channels", len(contract.channels))
         if n_channels != len(contract.channels):
@@ -224,9 +233,12 @@ class Encoder:
         channel_present_BC: Tensor | np.ndarray | None = None,
     ) -> Encoded:
         """Features of physical-unit input as ``spec`` describes it. ``ContractError`` if it cannot be made to fit the contract."""
-        x_BCT, valid_BT, channel_present_BC = self.prepare(x_BCT, spec, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+        x, valid, channel_present_BC = self.prepare(x_BCT, spec, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+        return self._encode(x, valid, channel_present_BC)
+
+    def _encode(self, x: Tensor, valid: Tensor | None, channel_present_BC: Tensor | None) -> Encoded:
         with evaluating(self.model):
-            return self.model.encode(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+            return self.model.encode(x, valid_BT=valid, channel_present_BC=channel_present_BC)
 
     @torch.no_grad()
     def prepare(
@@ -237,7 +249,10 @@ class Encoder:
         valid_BT: Tensor | np.ndarray | None = None,
         channel_present_BC: Tensor | np.ndarray | None = None,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The model's own input on its device: channels by name, contract's unit and polarity, normalised; with the two masks."""
+        """The model's own input on its device: channels by name, contract's unit and polarity, normalised; with the two masks.
+
+        For a model that reads tokens: ids (B, N) of the signal before it is normalised, which of them are real (B, N), and no channel mask.
+        """
         arrangement = self.contract.check(spec)
         x_BCT = torch.as_tensor(x_BCT)
         if x_BCT.ndim != 3 or x_BCT.shape[1:] != (len(spec.channels), spec.n_samples):
@@ -249,16 +264,29 @@ class Encoder:
         if channel_present_BC is not None:
             channel_present_BC = torch.as_tensor(channel_present_BC).bool()[:, order].to(self.device)
             x_BCT = x_BCT.masked_fill(~channel_present_BC[:, :, None], 0.0)
+        if getattr(getattr(self.model, "cfg", None), "input", "signal") == "tokens":
+            if self.tokenize is None:
+                raise ContractError("the model reads tokens and came without its tokenizer: open it with the tokenizer's file (physio_bpe.json)")
+            ids_BN, real_BN = self.tokenize(x_BCT, valid_BT, channel_present_BC)
+            return ids_BN.to(self.device), real_BN.to(self.device), None
         y_BCT, _ = normalize(x_BCT, self.contract.normalization, valid_BT, self.contract.fixed)
         return y_BCT, valid_BT, channel_present_BC
 
+    @torch.no_grad()
     def features(
-        self, x_BCT: Tensor | np.ndarray, spec: SignalSpec, *, level: str = "all", pool: str = "mean", valid_BT: Tensor | np.ndarray | None = None
+        self,
+        x_BCT: Tensor | np.ndarray,
+        spec: SignalSpec,
+        *,
+        level: str = "all",
+        pool: str = "mean",
+        valid_BT: Tensor | np.ndarray | None = None,
+        channel_present_BC: Tensor | np.ndarray | None = None,
     ) -> Tensor:
         """One vector per item, (B, D): a level, or ``all`` of them, pooled; tokens past a short tail stay out."""
-        encoded = self(x_BCT, spec, valid_BT=valid_BT)
-        valid = None if valid_BT is None else self.model.token_valid(torch.as_tensor(valid_BT).bool().to(self.device))
-        return pool_levels(encoded, level, pool, valid)
+        x, valid, channel_present_BC = self.prepare(x_BCT, spec, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+        encoded = self._encode(x, valid, channel_present_BC)
+        return pool_levels(encoded, level, pool, None if valid is None else self.model.token_valid(valid))
 
 
 def unit_factor(given: str, needed: str) -> float | None:

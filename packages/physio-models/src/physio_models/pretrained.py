@@ -136,7 +136,7 @@ def from_pretrained(path: Path | str, *, device: torch.device | str = "cpu", ver
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced at once
         model = config.build()
     load_strictly(model, _read_weights(weights), weights)
-    encoder = Encoder(model.to(device), contract, name=document["model"]["name"], config=config, seen=seen, source=source)
+    encoder = Encoder(model.to(device), contract, name=document["model"]["name"], config=config, seen=seen, source=source, home=home)
     if verify and contract.fingerprint and not same_fingerprint(fingerprint(model, contract), contract.fingerprint):
         raise ValueError(f"{weights} does not give the fingerprint of {home / 'contract.json'}: the weights or the contract were changed; save the model anew")
     return encoder
@@ -154,9 +154,10 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: Path | 
 
 
 def fingerprint(model: nn.Module, contract: InputContract) -> tuple[float, ...]:
-    """Sixteen numbers that a golden input gives: every level's mean, projected; six significant digits."""
+    """Sixteen numbers that a golden input (golden ids, where the model reads tokens) gives: every level's mean, projected; six significant digits."""
     spec = replace(contract.spec, polarity=1)
-    pooled_D = Encoder(model, contract).features(golden_input(contract), spec, level="all", pool="mean")[0].double().cpu()
+    encoder = Encoder(model, contract, tokenize=lambda *_: golden_tokens(model.cfg.n_ids, model.cfg.n_positions))
+    pooled_D = encoder.features(golden_input(contract), spec, level="all", pool="mean")[0].double().cpu()
     phase_DK = torch.outer(torch.arange(1, len(pooled_D) + 1, dtype=torch.float64), torch.arange(1, N_FINGERPRINT + 1, dtype=torch.float64) ** 0.5)
     return tuple(float(f"{value:.6g}") for value in (pooled_D @ torch.cos(phase_DK)).tolist())
 
@@ -177,6 +178,12 @@ def golden_input(contract: InputContract) -> Tensor:
     shift_C1 = torch.arange(len(contract.channels), dtype=torch.float64)[:, None] / 7
     beat = torch.exp(6 * (torch.cos(2 * torch.pi * 1.25 * (t_T - shift_C1)) - 1))
     return (beat + 0.2 * torch.sin(2 * torch.pi * 0.23 * t_T + shift_C1)).float()[None]
+
+
+def golden_tokens(n_ids: int, n_positions: int) -> tuple[Tensor, Tensor]:
+    """(1, N) ids all over the vocabulary, all of them real."""
+    ids_1N = (torch.arange(min(64, n_positions)) * 2_654_435_761 % 4_294_967_291 % n_ids)[None]
+    return ids_1N, torch.ones_like(ids_1N, dtype=torch.bool)
 
 
 def _locate(path: Path) -> tuple[Path, Path]:

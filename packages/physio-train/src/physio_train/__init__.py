@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from physio_train.batches import AddNoise, Batches, RandomCrop
+from physio_train.config import FitConfig
 from physio_train.distributed import RankLostError, World, session, unwrap, world
-from physio_train.loop import FitConfig, Loss, Progress, Step, fit, validate
+from physio_train.loop import Loss, OutOfDeviceMemoryError, Progress, Step, fit, validate
+from physio_train.meters import Meter, collapse, feature_health, flops_per_window, measured_peak
 from physio_train.run import Run
 from physio_train.sinks import Fan, JsonLines, Sink
 from physio_train.state import NonFiniteLossError, TrainState
@@ -18,7 +20,9 @@ __all__ = [
     "FitConfig",
     "JsonLines",
     "Loss",
+    "Meter",
     "NonFiniteLossError",
+    "OutOfDeviceMemoryError",
     "Progress",
     "RandomCrop",
     "RankLostError",
@@ -28,7 +32,11 @@ __all__ = [
     "Streams",
     "TrainState",
     "World",
+    "collapse",
+    "feature_health",
     "fit",
+    "flops_per_window",
+    "measured_peak",
     "session",
     "unwrap",
     "validate",

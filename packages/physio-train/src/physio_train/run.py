@@ -2,6 +2,7 @@
 
 RUN/config.json     resolved config, replayable       RUN/metrics.jsonl   numbers by step
     contract.json   what the model's input must be    RUN/best.json       {step, metric, value}
+    non_finite_step_N_rank_R.json   the windows of a batch whose loss was NaN or infinite
     seen.json       data and subjects trained on      RUN/checkpoints/, RUN/figures/
 """
 
@@ -104,6 +105,19 @@ class Run:
     def keep(self) -> set[int]:
         """Steps that deleting old checkpoints must spare: the best one."""
         return {self.best["step"]} if self.best else set()
+
+    def should_stop(self, step: int, *, validate_every: int | None, patience: int | None) -> bool:
+        """Whether `patience` validations have passed without a better one. Ask one rank, and tell the others."""
+        best = self.best
+        return patience is not None and validate_every is not None and best is not None and step - best["step"] >= patience * validate_every
+
+    def record_non_finite(self, found: Mapping[str, Any]) -> Path:
+        """Write what `NonFiniteLossError.found` holds, this rank's item indices among it, to a new file; nothing is written over."""
+        stem, n = f"non_finite_step_{found['step']}_rank_{found['rank']}", 0
+        while (path := self.path / f"{stem}{f'_{n}' if n else ''}.json").exists():
+            n += 1
+        write_json(path, found)
+        return path
 
     def metrics(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line cut off by a kill is left out."""
