@@ -9,14 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from compose import PretrainConfig, build_model, contract_of, fit_model_to, parts, seen_of, spec_of
+from compose import Cohort, PretrainConfig, Size, build_model, contract_of, fit_model_to, parts, row_of, seen_of, spec_of
 from physio_data.morphology import handcrafted
 from physio_data.store import Store, Stores
+from physio_models import MODELS, OBJECTIVES, resolve
 from physio_models.contract import Encoder, InputContract
 from physio_models.pretrained import from_pretrained, save_pretrained
 from physio_models.reference import reference_encoder
 from physio_models.statistics import batch_norms, reestimate_statistics
-from physio_train import Step, Streams, fit
+from physio_train import FitConfig, Step, Streams, fit
 from physio_train.embed import embed, signals
 from questions import Question
 
@@ -38,8 +39,38 @@ class Origin:
 
     def open(self, store: Store | Stores) -> Encoder:
         if self.path is None:
-            return Encoder(build_model(self.cfg, self.seed), contract_of(self.cfg, store), config=self.cfg.model, seen=NOTHING_SEEN, untrained=True)
+            known = {"name": row_of(self.cfg.model, MODELS), "config": self.cfg.model, "seen": NOTHING_SEEN, "untrained": True}
+            return Encoder(build_model(self.cfg, self.seed), contract_of(self.cfg, store), **known)
         return reference_encoder(self.reference, self.path) if self.reference else from_pretrained(self.path)
+
+
+def chosen(
+    store: Store | Stores,
+    *,
+    ckpt: Path | None,
+    reference: str | None = None,
+    model: str | None = None,
+    init_seed: int = 0,
+    size: Size = "fast",
+    tokenizer: Path | None = None,
+) -> Origin:
+    """The encoder that an app's flags name: trained (`ckpt`) or as initialised (`model`, fitted to the store). ValueError unless it is one of them."""
+    if (ckpt is None) == (model is None):
+        raise ValueError("name one encoder: --ckpt P (trained), or --model NAME --init-seed N (untrained)")
+    if model is None:
+        if tokenizer is not None:
+            raise ValueError("--tokenizer belongs to an untrained encoder: a trained one has its own beside it")
+        return Origin(path=str(ckpt), reference=reference)
+    if reference is not None:
+        raise ValueError("--reference says whose file --ckpt is: leave it out with --model")
+    cfg = fit_model_to(untrained_config(resolve(MODELS, model).preset(size), "instance_minmax"), store)
+    return Origin(cfg=cfg, seed=init_seed)
+
+
+def untrained_config(model: object, normalization: str) -> PretrainConfig:
+    """The config of a network that no run made: its twins are masked by the first objective's defaults."""
+    objective = resolve(OBJECTIVES, next(iter(OBJECTIVES)))()
+    return PretrainConfig(cohort=Cohort(), model=model, objective=objective, fit=FitConfig(n_steps=1), normalization=normalization)
 
 
 def encoder_features(encoder: Encoder, store: Store | Stores, question: Question) -> np.ndarray:

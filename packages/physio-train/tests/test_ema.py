@@ -4,13 +4,13 @@ import pytest
 import torch
 from torch import nn
 
-from physio_train.ema import Ema
+from physio_train.ema import Ema, twin
 
 
 def test_average_follows_the_recursion_with_its_warm_up():
     live = nn.Linear(1, 1, bias=False)
     nn.init.constant_(live.weight, 1.0)
-    ema, expected = Ema(live, 0.5), 1.0
+    ema, expected = Ema(twin(live), 0.5), 1.0
     for n in range(1, 30):
         live.weight.data.fill_(float(n * n))
         ema.update(live, n)
@@ -21,7 +21,7 @@ def test_average_follows_the_recursion_with_its_warm_up():
 
 def test_running_statistics_are_copied_and_the_twin_is_in_eval_without_gradients():
     live = nn.BatchNorm1d(2)
-    ema = Ema(live, 0.9)
+    ema = Ema(twin(live), 0.9)
     live(torch.randn(8, 2))
     ema.update(live, 1)
     assert torch.equal(ema.model.running_mean, live.running_mean) and ema.model.num_batches_tracked == 1

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from physio_train import checkpoint, loop
+from physio_train import checkpoint
 from physio_train.batches import Batches
-from physio_train.loop import FitConfig, Loss, fit, validate
+from physio_train.config import CHANGEABLE, FitConfig
+from physio_train.loop import Loss, fit, validate
 from physio_train.state import NonFiniteLossError
 from physio_train.streams import Streams
 
@@ -241,4 +242,4 @@ def test_a_bad_config_names_the_field(change, match):
 
 
 def test_every_changeable_key_is_a_field():
-    assert set(loop.CHANGEABLE) <= {field.name for field in dataclasses.fields(FitConfig)}
+    assert set(CHANGEABLE) <= {field.name for field in dataclasses.fields(FitConfig)}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from physio_train.batches import AddNoise, Batches, RandomCrop
+from physio_train.config import FitConfig
 from physio_train.distributed import RankLostError, World, session, unwrap, world
-from physio_train.loop import FitConfig, Loss, Progress, Step, fit, validate
+from physio_train.loop import Loss, OutOfDeviceMemoryError, Progress, Step, fit, validate
 from physio_train.run import Run
 from physio_train.sinks import Fan, JsonLines, Sink
 from physio_train.state import NonFiniteLossError, TrainState
@@ -19,6 +20,7 @@ __all__ = [
     "JsonLines",
     "Loss",
     "NonFiniteLossError",
+    "OutOfDeviceMemoryError",
     "Progress",
     "RandomCrop",
     "RankLostError",

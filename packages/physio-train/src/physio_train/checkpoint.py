@@ -2,6 +2,7 @@
 
     checkpoints/step_120/model.safetensors   the weights that validation used (the moving average where it is on)
                          state.safetensors   optimiser, live weights beside an average, objective's modules, random states
+                                             (shared out over ranks: state-R-of-N.safetensors and state.index.json, see `shards`)
                          meta.json           step, config, sampler position, SHA-256 of the other files
 
 A step is written into a hidden sibling folder, flushed to the disk and renamed, so whatever interrupts it (a kill, a full
@@ -21,6 +22,8 @@ from typing import Any
 
 import safetensors.torch
 from torch import Tensor
+
+from physio_train import shards
 
 FORMAT = 1
 _MODEL, _STATE, _META = "model.safetensors", "state.safetensors", "meta.json"
@@ -51,40 +54,75 @@ def save(
 
     OSError (a full disk, say) leaves every earlier step as it was and no temporary folder behind.
     """
+    temporary = begin(folder, step)
+    try:
+        files = {_STATE: write(temporary / _STATE, _encoded(state))}
+        return finish(folder, step, model=model, meta=meta, files=files, keep_last=keep_last, keep=keep)
+    except BaseException:
+        abandon(folder, step)
+        raise
+
+
+def begin(folder: Path | str, step: int) -> Path:
+    """The hidden folder in which a step is put together; `finish` makes it appear, `abandon` removes it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
-    target, temporary = folder / f"step_{step}", folder / f".step_{step}.tmp"
-    try:
-        temporary.mkdir()
-        files = {}
-        for name, tensors in ((_MODEL, model), (_STATE, state)):
-            files[name] = _write(temporary / name, safetensors.torch.save({key: _host(value) for key, value in tensors.items()}))
-        document = {**meta, "format": FORMAT, "step": step, "files": files}
-        _write(temporary / _META, json.dumps(document, indent=1, sort_keys=True).encode())
-        _flush(temporary)
-        if target.exists():
-            target.rename(folder / f".step_{step}.old")
-        temporary.rename(target)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    temporary = _hidden(folder, step)
+    temporary.mkdir()
+    return temporary
+
+
+def finish(
+    folder: Path | str,
+    step: int,
+    *,
+    model: Mapping[str, Tensor],
+    meta: Mapping[str, Any],
+    files: Mapping[str, str],
+    keep_last: int | None = None,
+    keep: Collection[int] = (),
+) -> Path:
+    """Add weights and meta to a step that was begun, and make it appear. `files` are the state's, by name, with their SHA-256."""
+    folder = Path(folder)
+    target, temporary = folder / f"step_{step}", _hidden(folder, step)
+    files = {_MODEL: write(temporary / _MODEL, _encoded(model)), **files}
+    document = {**meta, "format": FORMAT, "step": step, "files": files}
+    write(temporary / _META, json.dumps(document, indent=1, sort_keys=True).encode())
+    _flush(temporary)
+    if target.exists():
+        target.rename(folder / f".step_{step}.old")
+    temporary.rename(target)
     _flush(folder)
     _prune(folder, keep_last, {step, *keep})
     return target
+
+
+def abandon(folder: Path | str, step: int) -> None:
+    """Remove what was written of a step that cannot be finished."""
+    shutil.rmtree(_hidden(Path(folder), step), ignore_errors=True)
+
+
+def _hidden(folder: Path, step: int) -> Path:
+    return folder / f".step_{step}.tmp"
+
+
+def _encoded(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.torch.save({key: _host(value) for key, value in tensors.items()})
 
 
 def load(path: Path | str) -> Checkpoint:
     """Read a step folder. ValueError names the file that is missing or whose SHA-256 is not the one written, and the step before."""
     path = Path(path)
     meta = read_meta(path)
-    content = {}
+    content: dict[str, Any] = {}
     for name, digest in meta["files"].items():
         data = (path / name).read_bytes() if (path / name).exists() else None
         if data is None or hashlib.sha256(data).hexdigest() != digest:
             raise ValueError(f"{path / name} is {'missing' if data is None else 'not the file that was written (SHA-256 differs)'}; {_earlier(path)}")
-        content[name] = safetensors.torch.load(data)
-    return Checkpoint(path, meta["step"], content[_MODEL], content[_STATE], meta)
+        content[name] = safetensors.torch.load(data) if name.endswith(".safetensors") else json.loads(data)
+    state = shards.assemble(content[shards.INDEX], content) if shards.INDEX in content else content[_STATE]
+    return Checkpoint(path, meta["step"], content[_MODEL], state, meta)
 
 
 def read_meta(path: Path | str) -> dict[str, Any]:
@@ -138,7 +176,7 @@ def _host(tensor: Tensor) -> Tensor:
     return tensor.detach().cpu().clone().contiguous()
 
 
-def _write(path: Path, data: bytes) -> str:
+def write(path: Path, data: bytes) -> str:
     """Write, flush to the disk, and return the SHA-256."""
     with path.open("wb") as file:
         file.write(data)

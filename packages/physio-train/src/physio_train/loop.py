@@ -13,10 +13,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,14 +25,14 @@ from torch import Tensor, nn
 
 from physio_train import checkpoint, distributed
 from physio_train.batches import Batch, Batches
-from physio_train.ema import Ema
-from physio_train.optimizer import Schedule, adamw, lr_factor
+from physio_train.config import CHANGEABLE, FitConfig, Precision
+from physio_train.ema import Ema, twin
+from physio_train.optimizer import build, lr_factor, peak_lr
+from physio_train.parameters import rules, trained
+from physio_train.schedule_free import Average, ScheduleFreeAdamW
+from physio_train.sharding import clip_, is_sharded, shard, whole
 from physio_train.state import TrainState, training_mode
 from physio_train.streams import VALIDATION_EPOCH, Streams
-
-Precision = Literal["fp32", "bf16", "fp16"]
-CHANGEABLE = ("n_steps", "n_epochs", "checkpoint_every", "validate_every", "keep_last", "check_every")
-"""Keys of `FitConfig` that may differ when a run is resumed."""
 
 
 class Loss(NamedTuple):
@@ -47,52 +48,6 @@ class Objective(Protocol):
     def modules(self, model: nn.Module) -> nn.ModuleDict: ...
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class FitConfig:
-    """How to train. Counts are of optimiser steps and of windows over all ranks."""
-
-    n_steps: int | None = None  # optimiser steps in all; or give n_epochs
-    n_epochs: float | None = None  # passes over the rows in all, rounded to steps
-    batch_size: int = 64  # windows per optimiser step, all ranks and micro-batches together
-    lr: float = 1e-3  # peak learning rate
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 1e-2
-    decay_all: bool = False  # True decays norms and biases too, as HiMAE did
-    warmup: float = 0.05  # fraction of the steps in which the learning rate rises from 0
-    schedule: Schedule = "cosine"  # constant, or to 0 at n_steps in a line or a half cosine
-    clip_norm: float | None = 1.0  # largest norm of the whole gradient; None leaves it
-    accumulate: int = 1  # micro-batches a rank's share is computed in, to save memory
-    precision: Precision = "fp32"
-    ema_decay: float | None = None  # None: no averaged weights
-    compile: bool = False
-    find_unused: bool = False  # several ranks: True where a loss leaves some of the model's parameters without gradient
-    seed: int = 0
-    deterministic: bool = False  # refuse operations whose result varies between runs (CUDA)
-    checkpoint_every: int | None = None  # steps; None: only at the end
-    validate_every: int | None = None  # steps; None: only at the end
-    keep_last: int | None = 3  # newest checkpoints that stay; None keeps all
-    check_every: int = 50  # steps between looks for NaN
-
-    def __post_init__(self) -> None:
-        if (self.n_steps is None) == (self.n_epochs is None):
-            raise ValueError(f"give n_steps or n_epochs, one of them; got n_steps={self.n_steps}, n_epochs={self.n_epochs}")
-        for name in ("n_steps", "batch_size", "accumulate", "checkpoint_every", "validate_every", "keep_last", "check_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
-        for name in ("n_epochs", "lr", "eps", "clip_norm"):
-            if (value := getattr(self, name)) is not None and not value > 0:
-                raise ValueError(f"{name} must be positive, got {value}")
-        for name, low, high in (("warmup", 0.0, 1.0), ("weight_decay", 0.0, float("inf")), ("ema_decay", 0.0, 1.0)):
-            if (value := getattr(self, name)) is not None and not low <= value <= high:
-                raise ValueError(f"{name} must lie in [{low:g}, {high:g}], got {value}")
-        if self.ema_decay == 1.0 or not all(0.0 <= beta < 1.0 for beta in self.betas):
-            raise ValueError(f"ema_decay and betas must lie in [0, 1), got {self.ema_decay} and {self.betas}")
-        for name, allowed in (("schedule", ("constant", "linear", "cosine")), ("precision", ("fp32", "bf16", "fp16"))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True)
@@ -117,11 +72,14 @@ class Progress:
     state: TrainState
     validate_due: bool
     checkpoint_due: bool
+    n_local: int  # windows of this rank
+    wait_s: float  # seconds this rank waited for its windows
 
     def numbers(self) -> dict[str, float]:
-        """Loss and parts as the mean over ranks, lr and gradient norm. Waits for the device; every rank must call it."""
+        """Loss and parts as the mean over all windows, lr and gradient norm. Waits for the device; every rank must call it."""
         named = {"loss": self.loss.total, **self.loss.parts}
-        values = torch.stack([value.detach().float() for value in named.values()])
+        weight = self.n_local * distributed.world().world_size / self.state.config["batch_size"]
+        values = torch.stack([value.detach().float() * weight for value in named.values()])
         distributed.average([values])
         return {**dict(zip(named, values.tolist(), strict=True)), "lr": self.lr, "grad_norm": self.grad_norm.item(), "epoch": self.epoch}
 
@@ -134,13 +92,15 @@ def fit(
     *,
     resume: Path | str | None = None,
     device: torch.device | str | None = None,
+    levers: Sequence[str] = (),
 ) -> Iterator[Progress]:
     """Train a model; yields after every optimiser step. `resume` is a step folder to go on from, exactly.
 
     Inside `distributed.session()` every rank calls this with the same arguments and batches of its own rank. The model is
     moved to `device` (default: this rank's GPU, else the CPU) and trained in place. The global torch seed is set from
     `cfg.seed` and the rank. ValueError: a config that the device, the batches or the checkpoint contradict.
-    NonFiniteLossError: NaN or infinite loss or gradient. RankLostError: another rank died.
+    NonFiniteLossError: NaN or infinite loss or gradient. RankLostError: another rank died. OutOfDeviceMemoryError: the
+    accelerator is full; the message names batch size, precision and `levers`, the model's own settings that save memory.
     """
     device = torch.device(device) if device is not None else default_device()
     if cfg.precision == "fp16" and device.type == "cpu":
@@ -155,7 +115,7 @@ def fit(
     state = _prepare(model, objective, batches, cfg, config, device)
     if saved is not None:
         state.restore(saved)
-    return _steps(state, objective, cfg, n_steps)
+    return _steps(state, objective, cfg, n_steps, levers)
 
 
 def default_device() -> torch.device:
@@ -170,16 +130,20 @@ def _prepare(model: nn.Module, objective: Objective, batches: Batches, cfg: FitC
     modules = objective.modules(model).to(device)
     distributed.broadcast([p.data for p in modules.parameters()] + list(modules.buffers()))
     torch.manual_seed(_seed(cfg.seed, f"rank {distributed.world().rank}"))
-    trained = {f"{owner}/{name}": p for owner, m in (("model", model), ("modules", modules)) for name, p in m.named_parameters() if p.requires_grad}
-    if not trained:
+    rule_of = rules(model, modules, decay_all=cfg.decay_all)
+    if not rule_of:
         raise ValueError("nothing to train: every parameter of the model and of the objective is frozen; set requires_grad on some")
-    optimizer = adamw(trained, lr=cfg.lr, betas=cfg.betas, eps=cfg.eps, weight_decay=cfg.weight_decay, decay_all=cfg.decay_all)
+    averaged = None if cfg.ema_decay is None and cfg.optimizer != "schedule_free" else twin(model)
+    if cfg.parallel == "fsdp" and distributed.world().world_size > 1:
+        shard(model, device)
+        averaged = averaged and shard(averaged, device)
+    optimizer = build(cfg, trained(model, modules), rule_of)
     return TrainState(
         model=model,
         modules=modules,
         optimizer=optimizer,
         scaler=torch.amp.GradScaler(device.type, enabled=cfg.precision == "fp16"),
-        ema=None if cfg.ema_decay is None else Ema(model, cfg.ema_decay),
+        ema=None if averaged is None else Average(averaged, optimizer) if isinstance(optimizer, ScheduleFreeAdamW) else Ema(averaged, cfg.ema_decay),
         batches=batches,
         config=config,
         keep_last=cfg.keep_last,
@@ -187,37 +151,39 @@ def _prepare(model: nn.Module, objective: Objective, batches: Batches, cfg: FitC
     )
 
 
-def _steps(state: TrainState, objective: Objective, cfg: FitConfig, n_steps: int) -> Iterator[Progress]:
+def _steps(state: TrainState, objective: Objective, cfg: FitConfig, n_steps: int, levers: Sequence[str]) -> Iterator[Progress]:
     forward = _wrapped(state.model, cfg, state.device)
     training_mode(state.model)
-    with _deterministic(cfg.deterministic):
-        while state.step < n_steps:
-            done = f"after step {state.step} of {n_steps}; resume from {state.last_saved or 'the run folder, if an earlier job saved one'}"
-            with distributed.plain_loss_of_rank(lambda done=done: done):
-                progress = _step(forward, state, objective, cfg, n_steps)
-            yield progress
-        state.check()
+    while state.step < n_steps:
+        done = f"after step {state.step} of {n_steps}; resume from {state.last_saved or 'the run folder, if an earlier job saved one'}"
+        with distributed.plain_loss_of_rank(lambda done=done: done), _plain_lack_of_memory(cfg, levers), _kernels(cfg):
+            progress = _step(forward, state, objective, cfg, n_steps)
+        yield progress
+    state.check()
 
 
 def _step(forward: nn.Module, state: TrainState, objective: Objective, cfg: FitConfig, n_steps: int) -> Progress:
+    began = time.perf_counter()
     batch = next(state.batches)
+    wait_s = time.perf_counter() - began
     epoch, n_local = int(batch["epoch"]), len(batch["index"])
     step = Step(state.modules, state.step / n_steps, Streams(cfg.seed, epoch, state.device))
-    lr = cfg.lr * lr_factor(state.step, n_steps, warmup=cfg.warmup, schedule=cfg.schedule)
+    lr = peak_lr(cfg) * lr_factor(state.step, n_steps, warmup=cfg.warmup, schedule=cfg.schedule, floor=cfg.lr_floor)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
     loss = _backward(forward, state, objective, cfg, step, batch, n_local)
     grad_norm = _update(state, cfg, batch["index"])
     state.step += 1
     if state.ema:
         state.ema.update(state.model, state.step)
     if hasattr(objective, "after_step"):
-        objective.after_step(state.model, step)
+        with whole(state.model) if is_sharded(state.model) else contextlib.nullcontext():
+            objective.after_step(state.model, step)
     distributed.broadcast(state.modules.buffers())
     if state.step % cfg.check_every == 0:
         state.check()
     due = [state.step == n_steps or (every is not None and state.step % every == 0) for every in (cfg.validate_every, cfg.checkpoint_every)]
-    return Progress(state.step, n_steps, epoch, loss, lr, grad_norm, state, *due)
+    return Progress(state.step, n_steps, epoch, loss, lr, grad_norm, state, *due, n_local, wait_s)
 
 
 def _backward(forward: nn.Module, state: TrainState, objective: Objective, cfg: FitConfig, step: Step, batch: Batch, n_local: int) -> Loss:
@@ -225,10 +191,14 @@ def _backward(forward: nn.Module, state: TrainState, objective: Objective, cfg: 
     weight_to_global = distributed.world().world_size / cfg.batch_size
     losses, weights = [], []
     pieces = _pieces(batch, n_local, cfg.accumulate)
+    sharded = is_sharded(state.model)
+    if sharded:
+        distributed.broadcast(state.model.buffers())
     for i, piece in enumerate(pieces):
-        n = len(piece["index"])
-        alone = forward.no_sync() if i + 1 < len(pieces) and hasattr(forward, "no_sync") else contextlib.nullcontext()
-        with alone:
+        n, last = len(piece["index"]), i + 1 == len(pieces)
+        if sharded:
+            state.model.set_requires_gradient_sync(last)
+        with forward.no_sync() if not last and hasattr(forward, "no_sync") else contextlib.nullcontext():
             with autocast(cfg.precision, state.device):
                 loss = objective(forward, to_device(piece, state.device), step)
             state.scaler.scale(loss.total * (n * weight_to_global)).backward()
@@ -242,8 +212,9 @@ def _update(state: TrainState, cfg: FitConfig, index_B: Tensor) -> Tensor:
     """Clip and take the optimiser's step; returns the gradient's norm before clipping."""
     distributed.average(p.grad for p in state.modules.parameters() if p.grad is not None)
     state.scaler.unscale_(state.optimizer)
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    grad_norm = nn.utils.clip_grad_norm_(trained, cfg.clip_norm if cfg.clip_norm is not None else float("inf"))
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    clip = clip_ if is_sharded(state.model) else nn.utils.clip_grad_norm_
+    grad_norm = clip(parameters, cfg.clip_norm if cfg.clip_norm is not None else float("inf"))
     if not state.scaler.is_enabled():  # in fp16 the scaler meets infinite gradients by design, and skips the step
         state.watch(state.step + 1, "gradient", grad_norm, index_B)
     state.scaler.step(state.optimizer)
@@ -253,7 +224,7 @@ def _update(state: TrainState, cfg: FitConfig, index_B: Tensor) -> Tensor:
 
 
 def _wrapped(model: nn.Module, cfg: FitConfig, device: torch.device) -> nn.Module:
-    if distributed.world().world_size > 1 and any(p.requires_grad for p in model.parameters()):
+    if distributed.world().world_size > 1 and not is_sharded(model) and any(p.requires_grad for p in model.parameters()):
         ids = [device.index] if device.type == "cuda" else None
         model = nn.parallel.DistributedDataParallel(model, device_ids=ids, find_unused_parameters=cfg.find_unused)
         if distributed.world().world_size > 2:
@@ -341,16 +312,45 @@ def _seed(seed: int, what: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}|{what}".encode()).digest()[:8], "little") >> 1
 
 
+class OutOfDeviceMemoryError(MemoryError):
+    """The accelerator's memory does not hold a step; names what would make it smaller."""
+
+
 @contextlib.contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
-    """Torch's deterministic algorithms for the length of a block; the former settings afterwards."""
+def _plain_lack_of_memory(cfg: FitConfig, levers: Sequence[str]) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        n_ranks = distributed.world().world_size
+        a_piece = -(-cfg.batch_size // (n_ranks * cfg.accumulate))
+        low = "" if cfg.precision != "fp32" else ", set precision='bf16'"
+        shared = "" if n_ranks == 1 or cfg.parallel == "fsdp" else ", set parallel='fsdp'"
+        own = f"; the model's own levers: {', '.join(levers)}" if levers else ""
+        raise OutOfDeviceMemoryError(
+            f"out of device memory with batch_size={cfg.batch_size} ({a_piece} windows a rank at once, accumulate={cfg.accumulate}) "
+            f"in precision={cfg.precision!r}: raise accumulate (the same training in smaller pieces){low}{shared}, or lower batch_size{own}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _kernels(cfg: FitConfig) -> Iterator[None]:
+    """Torch's deterministic algorithms and the attention kernel that a config asks for, for the length of a step."""
     before, benchmark = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
-    if wanted:
+    if cfg.deterministic:
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     try:
-        yield
+        with contextlib.nullcontext() if cfg.sdpa == "auto" else nn.attention.sdpa_kernel(_SDPA[cfg.sdpa]):
+            yield
     finally:
-        if wanted:
+        if cfg.deterministic:
             torch.use_deterministic_algorithms(before)
             torch.backends.cudnn.benchmark = benchmark
+
+
+_SDPA = {
+    "flash": nn.attention.SDPBackend.FLASH_ATTENTION,
+    "efficient": nn.attention.SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": nn.attention.SDPBackend.CUDNN_ATTENTION,
+    "math": nn.attention.SDPBackend.MATH,
+}
