@@ -7,10 +7,10 @@ record and by time: never across a gap, a record or a rejected window.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -151,6 +151,138 @@ def _per_token(index: Mapping[str, np.ndarray], n_tokens: int) -> dict[str, np.n
     return out | {"token": token}
 
 
-def subjects_of(index: Mapping[str, np.ndarray], rows: Sequence[int] | np.ndarray) -> set[str]:
-    """Patients of some rows."""
-    return set(np.asarray(index["subject"])[rows].tolist())
+def neighbours(index: Mapping[str, np.ndarray], *, tolerance_s: float = 0.02) -> np.ndarray:
+    """Row (N,) int64 of each row's follower, -1 where it has none; `next` of the index, checked.
+
+    A follower has the same subject and record, starts one hop later (the median of all distances, within `tolerance_s`, half a sample at 25 Hz) and
+    agrees with `dt_next_s`; where the index marks windows with `quality` bits, both are unmarked.
+    """
+    next_N = np.asarray(index["next"]).astype(np.int64)
+    n = len(next_N)
+    here = np.flatnonzero((next_N >= 0) & (next_N < n))
+    there = next_N[here]
+    dt = index["start_s"][there] - index["start_s"][here]
+    good = (index["subject"][there] == index["subject"][here]) & (index["record"][there] == index["record"][here]) & (dt > 0)
+    if "dt_next_s" in index:
+        good &= np.abs(dt - index["dt_next_s"][here]) <= tolerance_s
+    if "quality" in index and np.issubdtype(index["quality"].dtype, np.integer):
+        good &= (index["quality"][here] == 0) & (index["quality"][there] == 0)
+    if good.any():
+        good &= np.abs(dt - np.median(dt[good])) <= tolerance_s
+    out = np.full(n, -1, np.int64)
+    out[here[good]] = there[good]
+    return out
+
+
+class RawBatch(NamedTuple):
+    """Embeddings (float32, their own units) of a batch, its followers with the row each follows and the seconds between, one augmented view."""
+
+    z_BD: np.ndarray
+    next_MD: np.ndarray | None
+    pair_M: np.ndarray | None
+    dt_M: np.ndarray | None
+    aug_BD: np.ndarray | None
+
+
+class Triplets:
+    """Batches of triplets over some rows, in one order that depends on `seed` and the step alone.
+
+    Rows are shuffled in blocks, then within a pool of blocks, so reads of a memory map stay near each other; a cache of at most `in_memory_bytes` is
+    read once and kept. A follower outside `rows` does not count. `rows_read` counts what was read.
+
+    Raises ValueError where only one patient is there, where `needs_next` and no row has a follower, where `needs_aug` and there are no views, and where
+    a value is not finite.
+    """
+
+    def __init__(
+        self,
+        features: Features,
+        rows: np.ndarray,
+        *,
+        batch_size: int = 4096,
+        seed: int = 0,
+        needs_next: bool = True,
+        needs_aug: bool = True,
+        block_rows: int = 4096,
+        pool_blocks: int = 64,
+        in_memory_bytes: int = 2 << 30,
+    ) -> None:
+        self.features, self.rows, self.seed = features, np.asarray(rows, np.int64), seed
+        self.block_rows, self.pool_blocks, self.needs_next, self.needs_aug = block_rows, pool_blocks, needs_next, needs_aug
+        n_subjects = len(np.unique(features.subject[self.rows]))
+        if n_subjects < 2:
+            raise ValueError(f"{len(self.rows)} training windows of {n_subjects} patient(s): concepts need at least two patients; widen --use or add data")
+        next_N = neighbours(features.index)
+        inside = np.zeros(len(features), bool)
+        inside[self.rows] = True
+        self.next_N = np.where((next_N >= 0) & inside[next_N.clip(0)], next_N, -1)
+        self.n_pairs = int((self.next_N[self.rows] >= 0).sum())
+        if needs_next and not self.n_pairs:
+            raise ValueError(
+                f"{features.path or 'the features'}: no training window is followed by another without a gap, so temporal smoothness has nothing to compare: "
+                "set --loss.smooth 0"
+            )
+        if needs_aug and not features.n_views:
+            raise ValueError(f"{features.path or 'the features'} has no augmented views: embed again with `--views 1`, or set --loss.stab 0")
+        self.batch_size = min(batch_size, len(self.rows))
+        self.steps_per_epoch = max(1, len(self.rows) // self.batch_size)
+        self.rows_read = 0
+        self._order: tuple[int, np.ndarray] | None = None
+        n_bytes = (1 + (features.n_views if needs_aug else 0)) * features.z_ND.nbytes
+        self._z, self._aug = features.z_ND, features.z_aug_AND
+        if n_bytes <= in_memory_bytes:
+            self._z, self._aug = np.asarray(self._z).copy(), np.asarray(self._aug).copy() if needs_aug else None
+            self.rows_read += len(features)
+        self.in_memory = n_bytes <= in_memory_bytes
+
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in the order they are read."""
+        if self._order is None or self._order[0] != epoch:
+            rng = np.random.default_rng([self.seed, epoch])
+            blocks = [self.rows[i : i + self.block_rows] for i in range(0, len(self.rows), self.block_rows)]
+            blocks = [blocks[i] for i in rng.permutation(len(blocks))]
+            pools = [np.concatenate(blocks[i : i + self.pool_blocks]) for i in range(0, len(blocks), self.pool_blocks)]
+            self._order = epoch, np.concatenate([rng.permutation(pool) for pool in pools])
+        return self._order[1]
+
+    def at(self, step: int) -> RawBatch:
+        """The batch of a step (0-based)."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        rows_B = np.sort(self.order(epoch)[place * self.batch_size : (place + 1) * self.batch_size])
+        z_BD = self._read(self._z, rows_B)
+        next_MD = pair_M = dt_M = aug_BD = None
+        if self.needs_next:
+            pair_M = np.flatnonzero(self.next_N[rows_B] >= 0)
+            follow_M = self.next_N[rows_B[pair_M]]
+            next_MD = self._read(self._z, follow_M)
+            dt_M = (self.features.index["start_s"][follow_M] - self.features.index["start_s"][rows_B[pair_M]]).astype(np.float32)
+        if self.needs_aug:
+            view = int(np.random.default_rng([self.seed, epoch, place]).integers(self.features.n_views))
+            aug_BD = self._read(self._aug[view], rows_B)
+        return RawBatch(z_BD, next_MD, pair_M, dt_M, aug_BD)
+
+    def _read(self, array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        if not self.in_memory:
+            self.rows_read += len(rows)
+        return np.asarray(array[rows], np.float32)
+
+
+def input_statistics(features: Features, rows: np.ndarray, norm: str) -> tuple[np.ndarray, np.ndarray]:
+    """(mean (d,), scale (d,)) float64 of the training rows: one s = sqrt(E||z - mean||^2) for all ("scalar"), a deviation each over sqrt(d) ("per_dim").
+
+    Either way E||x||^2 = 1. Reads the rows twice, in order. ValueError where a value is not finite or all embeddings are alike.
+    """
+    rows = np.asarray(rows)
+    parts = [rows[i : i + CHECK_ROWS] for i in range(0, len(rows), CHECK_ROWS)]
+    features.check_finite(rows)
+    mean_D = sum(features.z(part).sum(0, dtype=np.float64) for part in parts) / len(rows)
+    variance_D = sum(np.square(features.z(part) - mean_D).sum(0) for part in parts) / len(rows)
+    total = variance_D.sum()
+    if total <= 1e-12 * max(1.0, float(np.square(mean_D).sum())):
+        raise ValueError(f"all {len(rows)} training embeddings are alike: the encoder has collapsed, or the store holds one window many times")
+    if norm == "none":
+        return np.zeros_like(mean_D), np.ones_like(mean_D)
+    if norm == "scalar":
+        return mean_D, np.full_like(mean_D, np.sqrt(total))
+    spread_D = np.sqrt(variance_D)
+    return mean_D, np.where(spread_D > 1e-6 * spread_D.max(), spread_D, spread_D.max()) * np.sqrt(len(mean_D))
