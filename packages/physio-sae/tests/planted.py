@@ -6,12 +6,12 @@ other noise. Some windows have no follower: ends of records and gaps.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import h5py
 import numpy as np
+
+from physio_train.features import write_index
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def write_features(
     with_next: bool = True,
     seed: int = 0,
 ) -> Planted:
-    """Write z.npy, z_aug.npy, index.h5 and meta.json; `n_windows` per patient in two records of 10-s windows, a gap after every `gap_every` windows.
+    """Write z.npy, z_aug.npy, index.h5; `n_windows` per patient in two records of 10-s windows, a gap after every `gap_every` windows.
 
     age rises with trait 0, sex is drawn, label/hypertension is 1 where trait 1 is on, label/rate (bpm) follows slow state 0.
     """
@@ -82,8 +82,5 @@ def write_features(
         "label/hypertension": (codes_NK[:, traits[1]] > 0).astype(np.int64),
         "label/rate": 60 + 20 * codes_NK[:, slow[0]],
     }
-    with h5py.File(folder / "index.h5", "w") as file:
-        for name, values in columns.items():
-            file.create_dataset(f"index/{name}", data=np.char.encode(values, "utf-8") if values.dtype.kind == "U" else values)
-    (folder / "meta.json").write_text(json.dumps({"model": "planted", "level": "embedding", "pool": "mean", "views": n_views}))
+    write_index(folder / "index.h5", columns)
     return Planted(folder, atoms_KD, codes_NK, kind_K)

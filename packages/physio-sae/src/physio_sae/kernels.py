@@ -219,7 +219,7 @@ class _Decode(torch.autograd.Function):
     def backward(ctx: Any, grad_out: Tensor):
         out, leaf_E = ctx.graph
         grad_out = grad_out.contiguous()
-        (grad_E,) = torch.autograd.grad(out, leaf_E, grad_out)
+        (grad_E,) = torch.autograd.grad(out, leaf_E, grad_out, retain_graph=True)
         entries, rows, starts_K1 = ctx.layout.by_concept
         if len(ctx.crow) != ctx.layout.n_rows + 1:  # blocks: the bag of each entry stands in for its row
             bag_E = torch.searchsorted(ctx.crow, torch.arange(len(leaf_E), dtype=torch.int32, device=leaf_E.device), right=True, out_int32=True) - 1

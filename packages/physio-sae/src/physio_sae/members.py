@@ -33,6 +33,8 @@ class Member:
     loss: LossConfig = field(default_factory=LossConfig)
     control: L0Control = field(default_factory=L0Control)
     seed: int = 0
+    ablation: str = "full"
+    """The row of `ABLATIONS` that was applied."""
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
@@ -51,7 +53,7 @@ def ablated(member: Member, ablation: str, table: Mapping[str, Mapping[str, Any]
         changes[part][name] = value
     if changes["sae"].get("kind") == "topk" and "k" not in changes["sae"] and member.control.target is not None:
         changes["sae"]["k"] = max(1, round(member.control.target))
-    return replace(member, **{part: replace(getattr(member, part), **fields) for part, fields in changes.items()})
+    return replace(member, ablation=ablation, **{part: replace(getattr(member, part), **fields) for part, fields in changes.items()})
 
 
 def grid(base: Member, *, n_concepts: Sequence[int], ablations: Sequence[str] = ("full",), seeds: Sequence[int] = (0,)) -> list[Member]:

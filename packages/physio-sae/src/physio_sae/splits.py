@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -47,12 +47,13 @@ def patient_split(
     return np.array(names)[fold[row_N.reshape(-1)]]
 
 
-def check_disjoint(subject_N: np.ndarray, fold_N: np.ndarray) -> None:
-    """ValueError naming the first patient that is in two folds."""
+def check_disjoint(subject_N: np.ndarray, fold_N: np.ndarray, waived: Collection[str] = ()) -> None:
+    """ValueError naming the first patient that is in two folds and not `waived`."""
     pairs = np.unique(np.stack([np.asarray(subject_N, str), np.asarray(fold_N, str)]), axis=1)
     names, counts = np.unique(pairs[0], return_counts=True)
-    if (counts > 1).any():
-        subject = names[counts > 1][0]
+    shared = [name for name in names[counts > 1].tolist() if name not in waived]
+    if shared:
+        subject = shared[0]
         raise ValueError(f"patient {subject!r} is in folds {' and '.join(pairs[1][pairs[0] == subject])}: split by patient (physio_sae.splits.patient_split)")
 
 
@@ -73,7 +74,8 @@ def join(parts: Sequence[Features], sources: Sequence[str]) -> Features:
         column["subject"], column["record"] = namespaced(column["subject"], source), namespaced(column["record"], source)
     common = [name for name in columns[0] if all(name in column for column in columns)]
     index = {name: np.concatenate([column[name] for column in columns]) for name in common}
-    check_disjoint(index["subject"], index["fold"])
+    waived = {name.replace("-", ":", 1) for part in parts for name in part.meta.get("signal", {}).get("waivers", ())}
+    check_disjoint(index["subject"], index["fold"], waived)
     n_views = min(part.n_views for part in parts)
     aug = Stacked([Stacked([part.z_aug_AND[view] for part in parts]) for view in range(n_views)], axis_new=True) if n_views else None
     return replace(parts[0], z_ND=Stacked([part.z_ND for part in parts]), z_aug_AND=aug, index=index, path=None, windows=None, meta={"parts": list(sources)})

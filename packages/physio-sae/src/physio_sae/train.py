@@ -292,7 +292,8 @@ def check_finite(trainers: Sequence[Trainer], step: int) -> None:
     """NonFiniteLossError naming the members whose loss or weights are not finite."""
     bad = [t.name for t in trainers if not (bool(t.finite) and all(bool(torch.isfinite(p).all()) for p in t.parameters.values()))]
     if bad:
-        raise NonFiniteLossError(f"the loss of {', '.join(bad)} became NaN or infinite by step {step}: lower lr or the weights of its losses")
+        message = f"the loss of {', '.join(bad)} became NaN or infinite by step {step}: lower lr or the weights of its losses"
+        raise NonFiniteLossError(message, {"step": step, "members": bad})
 
 
 def _engine(member: Member, cfg: FitConfig) -> Engine:

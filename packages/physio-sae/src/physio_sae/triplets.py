@@ -6,14 +6,14 @@ record and by time: never across a gap, a record or a rejected window.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import h5py
 import numpy as np
+
+from physio_train.features import open_features
 
 NEEDED = ("subject", "record", "start_s", "next", "fold")
 CHECK_ROWS = 65536
@@ -36,25 +36,19 @@ class Features:
 
     @classmethod
     def open(cls, folder: Path | str) -> Features:
-        """Open a features folder; nothing but the index is read. ValueError names what is missing or does not fit.
+        """Open a features folder (`physio_train.features`); nothing but the index is read. ValueError names what is missing or does not fit.
 
         Tokens (`tokens.npy`, (N, n, d)) are opened as N n rows: the index is repeated, `token` (N n,) counts them, and a row's `next` is the same token
         of the following window.
         """
-        folder = Path(folder)
-        name = next((name for name in ("z.npy", "tokens.npy") if (folder / name).exists()), None)
-        if name is None or not (folder / "index.h5").exists():
-            raise ValueError(f"{folder} is no features folder: it needs z.npy or tokens.npy, and index.h5; make one with `embed.py`")
-        z = np.load(folder / name, mmap_mode="r")
-        aug = np.load(folder / "z_aug.npy", mmap_mode="r") if (folder / "z_aug.npy").exists() else None
-        index = read_index(folder / "index.h5")
-        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8")) if (folder / "meta.json").exists() else {}
-        windows = np.load(folder / "windows.npy", mmap_mode="r") if (folder / "windows.npy").exists() else None
-        if name == "tokens.npy":
-            z, index, aug = z.reshape(-1, z.shape[-1]), _per_token(index, z.shape[1]), None
-        if aug is not None and aug.ndim == 2:
-            aug = aug[None]
-        found = cls(z, aug, index, meta, folder, windows)
+        opened = open_features(folder, verify=False)
+        if not opened.index:
+            raise ValueError(f"{folder} has no index.h5, so neighbours and patients are unknown: make the folder with `embed.py`")
+        if opened.z is not None:
+            found = cls(opened.z, opened.z_aug, opened.index, opened.meta, opened.path, opened.windows)
+        else:
+            n_tokens, width = opened.tokens.shape[1:]
+            found = cls(opened.tokens.reshape(-1, width), None, _per_token(opened.index, n_tokens), opened.meta, opened.path)
         found._check()
         return found
 
@@ -127,21 +121,6 @@ class Features:
                     raise ValueError(
                         f"{what} is not finite in row {row} (record {self.index['record'][row]}), {bad.sum()} such rows nearby: embed those windows again"
                     )
-
-
-def read_index(path: Path | str) -> dict[str, np.ndarray]:
-    """Columns of an index.h5, under `/index` or at the root, nested names joined by "/"; strings as str."""
-    columns: dict[str, np.ndarray] = {}
-    with h5py.File(path, "r") as file:
-        root = file["index"] if "index" in file else file
-
-        def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-            if isinstance(item, h5py.Dataset):
-                values = item.asstr()[()] if h5py.check_string_dtype(item.dtype) else item[()]
-                columns[name] = values.astype(np.str_) if values.dtype == object else values
-
-        root.visititems(visit)
-    return columns
 
 
 def _per_token(index: Mapping[str, np.ndarray], n_tokens: int) -> dict[str, np.ndarray]:
