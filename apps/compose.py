@@ -99,7 +99,9 @@ def fast_precision() -> Literal["fp32", "bf16"]:
 
 
 def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size) -> PretrainConfig:
-    """The recipe with another network or objective by its table name, at its preset. ValueError where the two do not fit."""
+    """The recipe with another network or objective by its table name, at its preset. ValueError where the two do not fit, or it pretrains nothing."""
+    if not isinstance(cfg, PretrainConfig):
+        raise ValueError(f"this recipe is a {type(cfg).__name__} and pretrains no single network; its app has its name: uv run apps/st_sae.py")
     if model is not None:
         cfg = replace(cfg, model=resolve(MODELS, model).preset(size))
     if objective is not None:
