@@ -109,6 +109,8 @@ def fast_precision() -> Literal["fp32", "bf16"]:
 
 def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size, representation: str | None = None) -> PretrainConfig:
     """The recipe with another network or objective by its table name, at its preset. ValueError where they do not fit one another or what is read."""
+    if not isinstance(cfg, PretrainConfig):
+        raise ValueError(f"this recipe is a {type(cfg).__name__} and pretrains no single network; its app has its name: uv run apps/st_sae.py")
     if model is not None:
         cfg = replace(cfg, model=resolve(MODELS, model).preset(size))
     if objective is not None:

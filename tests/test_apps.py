@@ -136,6 +136,8 @@ def test_json_gives_every_recipe_back():
     for path in compose.RECIPES.glob("[!_]*.py"):
         for size in ("tiny", "fast", "reference"):
             cfg = compose.recipe(path.stem, size)
+            if not isinstance(cfg, compose.PretrainConfig):
+                continue  # a study's recipe, which has an app of its own
             assert compose.from_json(json.loads(json.dumps(compose.to_json(cfg)))) == cfg
 
 

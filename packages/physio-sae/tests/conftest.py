@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -29,3 +31,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def write_features():
+    """`planted.write_features`: a features folder whose concepts are known."""
+    if "planted" not in sys.modules:
+        spec = importlib.util.spec_from_file_location("planted", Path(__file__).with_name("planted.py"))
+        sys.modules["planted"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["planted"])
+    return sys.modules["planted"].write_features
