@@ -211,7 +211,7 @@ def discard_journal(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def refuse_different(there: Mapping, asked: Mapping, folder: Path, how: str) -> None:
+def refuse_different(there: Mapping, asked: Mapping, folder: str | Path, how: str) -> None:
     """Raise ValueError naming every key in which a store's parameters differ from those asked for now."""
     asked = json.loads(json.dumps(asked))
     differing = sorted(key for key in {*there, *asked} if there.get(key) != asked.get(key))

@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +25,7 @@ from physio_data.montage import canonical_eeg
 from physio_data.papagei import EDGES_HZ as PAPAGEI_BAND
 from physio_data.papagei import FS as PAPAGEI_HZ
 from physio_data.recording import ECG_LEADS, canonical_lead
+from physio_data.remote import address, is_remote, keep_as_copy, local_root, manifest_of, publish, staging
 from physio_data.shards import Shard
 from physio_data.splits import check_disjoint, hash_split, stratified_split, stratum
 from physio_data.windows import n_samples
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 BEAT_WINDOW_S = 1.0  # of windows around beats where none is given: half a second on both sides
 Split = Literal["hash", "stratified", "official", "file"]  # "file": as `folds` says
-_IN_FLIGHT = 16  # worker calls waiting or running at once: bounds memory, feeds any usual pool
 _PPG_NAMES = {"ppg", "pleth"}
 _ECG_NAMES = {"mli", "mlii", "mliii", "ecg", "ekg"} | {lead.lower() for lead in ECG_LEADS}
 
@@ -149,21 +150,30 @@ def prepare(
     out: str | Path,
     *,
     executor: Executor | None = None,
+    in_flight: int = 16,
     progress: Callable[[int, int, int], None] | None = None,
+    cache: str | Path | None = None,
 ) -> dict:
     """Prepare a store in the folder `out` and return its manifest.
 
-    `executor` is any concurrent.futures.Executor (None works in this process); the bytes do not depend on it. `progress(n_done, n_records,
-    n_windows)` is called after each group of records. A finished store with the same parameters and records returns at once, also where its
-    source is gone; an unfinished one goes on where it stopped. Raises ValueError (bad parameters, data or another config in the folder),
-    StoreBusy (another process prepares the folder) and OSError (a full disk: what is finished stays).
+    `executor` is any concurrent.futures.Executor (None works in this process; `physio_data.executors` makes two kinds); the bytes do not depend
+    on it. Of its calls `in_flight` wait or run at once, which bounds memory. `progress(n_done, n_records, n_windows)` is called after each
+    group of records. `out` and the config's `root` may be addresses (`s3://bucket/folder`): the store is then made under `cache` and uploaded,
+    its manifest last, and the root is mirrored there (`physio_data.remote`). A finished store with the same parameters and records returns at
+    once, also where its source is gone; an unfinished one goes on where it stopped. Raises ValueError (bad parameters, data or another config
+    in the folder), StoreBusy (another process prepares the folder) and OSError (a full disk: what is finished stays).
     """
+    if in_flight < 1:
+        raise ValueError(f"in_flight must be at least 1, got {in_flight}")
+    if is_remote(out):
+        return _uploaded(cfg, address(out), executor=executor, in_flight=in_flight, progress=progress, cache=cache)
     corpus = corpus_of(cfg.corpus)
     cfg = cfg.settled(corpus)
     options = _options(cfg, corpus)
     out = Path(out)
     if (out / MANIFEST).exists():
         return _finished(cfg, out, corpus, options)
+    cfg = replace(cfg, root=local_root(cfg.root, cache))
     record_ids = _record_ids(cfg, corpus, options)
     with saying_disk_full(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -173,11 +183,25 @@ def prepare(
         plan = _plan(cfg, corpus, record_ids, options)
         fold_of, waived = _folds(cfg, corpus, record_ids, options)
         labels = _labels(cfg, corpus, record_ids, options)
-        manifest = _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, executor, progress)
+        run = partial(_in_order, executor, in_flight)
+        manifest = _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, run, progress)
         with saying_disk_full(out):
             write_manifest(out, manifest)
         discard_journal(out)
         return read_manifest(out)[0]
+
+
+def _uploaded(cfg: PrepareConfig, url: str, *, executor, in_flight, progress, cache) -> dict:
+    """Prepare in the cache and upload; a finished store at the address is compared with what is asked for."""
+    there = manifest_of(url)
+    if there is not None:
+        refuse_different(there["config"], cfg.settled(corpus_of(cfg.corpus)).identity(), url, "holds a store prepared")
+        return there
+    folder = staging(url, cache)
+    manifest = prepare(cfg, folder, executor=executor, in_flight=in_flight, progress=progress, cache=cache)
+    publish(folder, url)
+    keep_as_copy(folder, url, cache)
+    return manifest
 
 
 def _finished(cfg: PrepareConfig, out: Path, corpus: Corpus, options: Mapping[str, object]) -> dict:
@@ -302,7 +326,7 @@ def _labels(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], optio
     return labels.matched(ids)
 
 
-def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, executor, progress) -> dict:
+def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, run, progress) -> dict:
     groups = [tuple(record_ids[i : i + corpus.records_per_task]) for i in range(0, len(record_ids), corpus.records_per_task)]
     header = {**cfg.identity(), "records_sha256": _records_sha256(record_ids)}
     writer = StoreWriter(out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows)
@@ -310,7 +334,7 @@ def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, label
         todo = groups[writer.n_tasks :]
         done = len(record_ids) - sum(map(len, todo))
         tasks = (_Task(cfg.corpus, cfg.root, tuple(options.items()), group, plan) for group in todo)
-        for group, blocks in zip(todo, _in_order(executor, _blocks, tasks), strict=True):
+        for group, blocks in zip(todo, run(_blocks, tasks), strict=True):
             if labels is not None:
                 for record_id, block in zip(group, blocks, strict=True):
                     _join(labels, record_id, block, plan)
@@ -337,8 +361,8 @@ def _blocks(task: _Task) -> list[Block]:
     return [windows_of(corpus.open_record(task.root, record_id, **options), task.plan, corpus) for record_id in task.record_ids]
 
 
-def _in_order(executor: Executor | None, function: Callable, tasks: Iterator) -> Iterator:
-    """Results in the order of the tasks, with a bounded number of them in flight."""
+def _in_order(executor: Executor | None, in_flight: int, function: Callable, tasks: Iterator) -> Iterator:
+    """Results in the order of the tasks, each once, with `in_flight` of them waiting or running."""
     if executor is None:
         yield from map(function, tasks)
         return
@@ -346,7 +370,7 @@ def _in_order(executor: Executor | None, function: Callable, tasks: Iterator) ->
     try:
         for task in tasks:
             waiting.append(executor.submit(function, task))
-            if len(waiting) >= _IN_FLIGHT:
+            if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from physio_data.manifest import file_sha256, read_manifest
+from physio_data.remote import is_remote, local_store
 from physio_data.shards import Shard
 
 STORE_SHIFT = 48  # an item of several stores has index = store << 48 | row
@@ -42,11 +43,12 @@ class Store:
 
     `task` names the label that items and batches carry; without it a store of one task carries that one and a store of several none.
     Opening checks sizes, shapes and versions; `verify=True` hashes every shard as well. A pickled store reopens by its path, so DataLoader
-    workers may hold it. Raises ValueError for a missing, damaged or newer store and for an unknown task.
+    workers may hold it. An address (`s3://bucket/folder`) is read through the copy in `cache` (default: `remote.default_cache()`).
+    Raises ValueError for a missing, damaged or newer store and for an unknown task.
     """
 
-    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False) -> None:
-        self.path = Path(path).resolve()
+    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False, cache: str | Path | None = None) -> None:
+        self.path = local_store(path, cache) if is_remote(path) else Path(path).resolve()
         self.manifest, self.hash = read_manifest(self.path)
         self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
         self.units: tuple[str, ...] = tuple(self.manifest["units"])
