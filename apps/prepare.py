@@ -81,6 +81,8 @@ class Prepare:
     """Keep a record's last window if at least half of it is there, its end repeated."""
     dtype: Literal["float32", "int16"] = "float32"
     """How samples are stored; int16 with a scale per window and channel."""
+    compression: Literal["none", "lzf", "gzip", "lz4"] = "none"
+    """Write an archive: the signal in compressed chunks, for storage and for reading in blocks. lz4 is the fastest and needs physio-data[archive]."""
     workers: int = 0
     """Processes that prepare records; 0 works in this one. The store is the same, byte for byte."""
     scheduler: str = ""
@@ -132,7 +134,10 @@ def config(app: Prepare) -> PrepareConfig:
         folds=None if app.folds is None else str(app.folds),
         **{
             name: getattr(app, name)
-            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
+            for name in (
+                *("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw"),
+                *("split", "split_seed", "pad_tail", "dtype", "compression"),
+            )
         },
     )
 

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FORMAT = "physio-store"
-SCHEMA = 1
+SCHEMA = 2  # the newest that is read
+SCHEMA_PLAIN = 1  # of stores without compression: earlier versions read them too
 MANIFEST = "manifest.json"
 _REQUIRED = ("format", "schema", "channels", "units", "fs", "n_samples", "window_s", "dtype", "tasks", "columns", "shards", "n_windows")
 

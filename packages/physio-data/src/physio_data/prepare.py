@@ -11,7 +11,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -20,13 +20,13 @@ from physio_data.corpora import corpus as corpus_of
 from physio_data.corpora.contract import Corpus, TaskSpec
 from physio_data.join import Labels, file_sha256, folds_of_records, read_labels
 from physio_data.journal import StoreWriter, discard_journal, locked, refuse_different, saying_disk_full
-from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, read_manifest, write_manifest
+from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, SCHEMA_PLAIN, read_manifest, write_manifest
 from physio_data.montage import canonical_eeg
 from physio_data.papagei import EDGES_HZ as PAPAGEI_BAND
 from physio_data.papagei import FS as PAPAGEI_HZ
 from physio_data.recording import ECG_LEADS, canonical_lead
 from physio_data.remote import address, is_remote, keep_as_copy, local_root, manifest_of, publish, staging
-from physio_data.shards import Shard
+from physio_data.shards import Compression, Shard
 from physio_data.splits import check_disjoint, hash_split, stratified_split, stratum
 from physio_data.windows import n_samples
 
@@ -65,6 +65,7 @@ class PrepareConfig:
     quality: Limits | None = None  # None rejects only windows with a gap
     pad_tail: bool = False  # keep a last window of at least half the length, its end repeated; `n_valid` tells
     dtype: Literal["float32", "int16"] = "float32"
+    compression: Compression = "none"  # an archive: the signal in compressed chunks, smaller and slower to read at random
     shard_windows: int | None = None  # None: as many as make half a gigabyte
     corpus_options: dict[str, object] = field(default_factory=dict)
 
@@ -89,6 +90,8 @@ class PrepareConfig:
             raise ValueError("around=beats puts a window on every beat; leave hop_s and pad_tail out")
         if self.dtype not in ("float32", "int16"):
             raise ValueError(f"dtype must be float32 or int16, got {self.dtype!r}")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression must be one of {', '.join(get_args(Compression))}, got {self.compression!r}")
         if self.folds is not None and self.split not in (None, "file"):
             raise ValueError(f"folds come from {self.folds}, split={self.split} would deal them otherwise; leave one of the two out")
         if self.split not in (None, "hash", "stratified", "official") and self.folds is None:
@@ -124,6 +127,8 @@ class PrepareConfig:
         values["root"] = Path(self.root).resolve().name if self.root is not None else None
         if self.filter == "butterworth":
             del values["filter"]
+        if self.compression == "none":
+            del values["compression"]
         if self.labels is None:
             del values["labels"], values["labels_on"], values["kinds"]
         for name in ("labels", "folds"):
@@ -329,7 +334,9 @@ def _labels(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], optio
 def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, run, progress) -> dict:
     groups = [tuple(record_ids[i : i + corpus.records_per_task]) for i in range(0, len(record_ids), corpus.records_per_task)]
     header = {**cfg.identity(), "records_sha256": _records_sha256(record_ids)}
-    writer = StoreWriter(out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows)
+    writer = StoreWriter(
+        out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows, compression=cfg.compression
+    )
     try:
         todo = groups[writer.n_tasks :]
         done = len(record_ids) - sum(map(len, todo))
@@ -399,12 +406,12 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         why = rejected or "every record is shorter than a window"
         raise ValueError(f"no window is left, {facts.get('n_rejected', 0)} were rejected ({why}); choose a shorter window_s, other leads or wider limits")
     entries = [shard["entry"] for shard in writer.shards]
-    first = Shard(writer.folder, entries[0], shape_CT=writer.shape_CT, dtype=cfg.dtype)
+    first = Shard(writer.folder, entries[0], shape_CT=writer.shape_CT, dtype=cfg.dtype, compression=cfg.compression)
     tasks: dict[str, TaskSpec] = {**corpus.task_specs(cfg.root, **options), **(labels.specs if labels is not None else {})}
     names = first.names()
     return {
         "format": FORMAT,
-        "schema": SCHEMA,
+        "schema": SCHEMA_PLAIN if cfg.compression == "none" else SCHEMA,
         "corpus": corpus.name,
         "card": corpus.card(),
         "config": cfg.identity(),
@@ -422,6 +429,7 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         "notch_hz": cfg.notch_hz,
         "raw": cfg.raw,
         "dtype": cfg.dtype,
+        **({} if cfg.compression == "none" else {"compression": cfg.compression}),
         "split": cfg.split,
         "split_seed": cfg.split_seed,
         "subjects": corpus.subjects,
