@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import BrokenExecutor, Executor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +23,7 @@ from physio_data.corpora import CORPORA, Corpus
 from physio_data.corpora import corpus as corpus_of
 from physio_data.journal import StoreBusy
 from physio_data.prepare import PrepareConfig, prepare
+from physio_data.remote import address, is_remote, local_root
 
 Scalar = int | float | bool | str
 
@@ -38,9 +38,9 @@ class Prepare:
     corpus: tyro.conf.Positional[str]
     """A row of the corpora table."""
     root: Path | None = None
-    """Folder of the corpus's files. Generated corpora need none."""
+    """Folder of the corpus's files, or s3://bucket/folder. Generated corpora need none."""
     out: Path | None = None
-    """Folder of the store. Default: stores/CORPUS."""
+    """Folder of the store, or s3://bucket/folder. Default: stores/CORPUS."""
     leads: str = ""
     """Channels by name, in order, separated by commas: II,V5."""
     derive: bool = False
@@ -81,8 +81,12 @@ class Prepare:
     """Keep a record's last window if at least half of it is there, its end repeated."""
     dtype: Literal["float32", "int16"] = "float32"
     """How samples are stored; int16 with a scale per window and channel."""
+    compression: Literal["none", "lzf", "gzip", "lz4"] = "none"
+    """Write an archive: the signal in compressed chunks, for storage and for reading in blocks. lz4 is the fastest and needs physio-data[archive]."""
     workers: int = 0
     """Processes that prepare records; 0 works in this one. The store is the same, byte for byte."""
+    scheduler: str = ""
+    """Address of a running Dask scheduler (tcp://host:8786) whose workers prepare instead; they must see the files under the same paths."""
     option: dict[str, Scalar] = field(default_factory=dict)
     """Options of the corpus, as KEY VALUE pairs; --info lists them."""
     info: bool = False
@@ -97,14 +101,15 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(Prepare, args=arguments, description=f"{Prepare.__doc__}\n\nCorpora: {', '.join(CORPORA)}.")
     corpus = corpus_of(app.corpus)
     if app.info:
-        print(card(corpus, app.root))
+        print(card(corpus, local_root(app.root)))
         return {"corpus": corpus.name, "layout": corpus.layout, "options": dict(corpus.options), "tasks": {n: task.kind for n, task in corpus.tasks.items()}}
     cfg = config(app)
     if app.dry_run:
         return dry_run(cfg, corpus)
     out = app.out or Path("stores") / app.corpus
+    out = address(out) if is_remote(out) else out
     began = time.monotonic()
-    manifest = prepared(cfg, out, workers=app.workers)
+    manifest = prepared(cfg, out, workers=app.workers, scheduler=app.scheduler)
     say(f"{out}: {manifest['n_windows']} windows of {manifest['n_samples']} samples at {manifest['fs']:g} Hz, {'+'.join(manifest['channels'])}")
     for line in unlabelled(out):
         say(line)
@@ -120,7 +125,7 @@ def config(app: Prepare) -> PrepareConfig:
 
     return PrepareConfig(
         corpus=app.corpus,
-        root=None if app.root is None else str(app.root),
+        root=local_root(app.root),
         leads=tuple(part.strip() for part in app.leads.split(",") if part.strip()),
         band=band(app.band),
         quality=Limits() if app.quality else None,
@@ -131,7 +136,10 @@ def config(app: Prepare) -> PrepareConfig:
         folds=None if app.folds is None else str(app.folds),
         **{
             name: getattr(app, name)
-            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
+            for name in (
+                *("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw"),
+                *("split", "split_seed", "pad_tail", "dtype", "compression"),
+            )
         },
     )
 
@@ -158,22 +166,36 @@ def band(text: str) -> tuple[float | None, float | None] | None:
     return low_hz, high_hz
 
 
-def prepared(cfg: PrepareConfig, out: Path, *, workers: int = 0, quiet: bool = False) -> dict:
+def prepared(cfg: PrepareConfig, out: Path | str, *, workers: int = 0, scheduler: str = "", quiet: bool = False) -> dict:
     """Prepare a store with a progress line; returns its manifest. A finished store with the same parameters returns at once."""
-    if workers < 0:
-        raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn")) if workers else nullcontext()
     try:
         total = n_records(cfg)
-        with pool as executor, console.progress(f"prepare {cfg.corpus}", total, quiet=quiet) as show:
+        with pool(workers, scheduler) as (executor, in_flight), console.progress(f"prepare {cfg.corpus}", total, quiet=quiet) as show:
             show(0, "records")
-            manifest = prepare(cfg, out, executor=executor, progress=lambda done, total, n_windows: show(done, f"records, {n_windows} windows"))
+            manifest = prepare(
+                cfg, out, executor=executor, in_flight=in_flight, progress=lambda done, total, n_windows: show(done, f"records, {n_windows} windows")
+            )
             show(total, f"records, {manifest['n_windows']} windows")
             return manifest
     except StoreBusy as error:
         raise console.Failed(str(error)) from None
+    except BrokenExecutor as error:
+        raise console.Failed(f"{error}; what is finished stays in {out}, the same command goes on from there") from None
+    except ImportError as error:
+        raise ValueError(str(error)) from None
     except KeyboardInterrupt:
         raise console.Stopped(f"what is finished stays in {out}; the same command goes on from there") from None
+
+
+def pool(workers: int, scheduler: str) -> AbstractContextManager[tuple[Executor | None, int]]:
+    """Where records are prepared, and how many calls may be under way: this process, some processes, or a Dask cluster."""
+    from physio_data.executors import dask_cluster, processes
+
+    if workers < 0:
+        raise ValueError(f"workers must be 0 (this process) or more, got {workers}")
+    if workers and scheduler:
+        raise ValueError(f"give --workers {workers} for processes of this machine or --scheduler {scheduler} for a cluster, not both")
+    return dask_cluster(scheduler) if scheduler else processes(workers) if workers else nullcontext((None, 1))
 
 
 def n_records(cfg: PrepareConfig) -> int:
@@ -185,7 +207,7 @@ def n_records(cfg: PrepareConfig) -> int:
     return len(corpus.list_records(cfg.root, **options))
 
 
-def card(corpus: Corpus, root: Path | None = None) -> str:
+def card(corpus: Corpus, root: str | None = None) -> str:
     """What a corpus is, in lines for a reader; with its folder also the tasks whose classes lie in the files."""
     lines = [f"{key}: {value}" for key, value in corpus.card().items()]
     defaults = ", ".join(f"{key}={value}" for key, value in vars(corpus.defaults).items())
@@ -210,7 +232,7 @@ def dry_run(cfg: PrepareConfig, corpus: Corpus) -> dict[str, object]:
     return {"record": recording.record, "channels": recording.channels, "shape": [n, len(recording.channels), round(window_s * fs)], "dry_run": True}
 
 
-def unlabelled(out: Path) -> list[str]:
+def unlabelled(out: Path | str) -> list[str]:
     """A line for every task with records of which it knows nothing: a label file that was not downloaded is noticed here."""
     import numpy as np
 
@@ -236,7 +258,7 @@ def known(label: object, kind: str) -> object:
     return there.reshape(len(there), -1).any(axis=1)
 
 
-def report(out: Path) -> str:
+def report(out: Path | str) -> str:
     """Windows by fold, known labels by task and rejections by reason."""
     import numpy as np
 

@@ -286,7 +286,7 @@ def test_a_full_disk_is_said_leaves_no_temporary_and_resumes(tmp_path, monkeypat
         elif what.startswith("shard"):
             error = no_space if what == "shard" else OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')")
 
-            def write(file, signal_NCT, dtype):
+            def write(file, signal_NCT, dtype, compression):
                 raise error
 
             patch.setattr(shards, "_write_signal", write)

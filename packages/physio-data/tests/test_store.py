@@ -125,13 +125,13 @@ def test_a_newer_store_is_refused(tmp_path):
     _, store = make(tmp_path / "s")
     path = store.path / "manifest.json"
     text = path.read_text()
-    path.write_text(text.replace('"schema": 1', '"schema": 2'))
-    with pytest.raises(ValueError, match=r"schema 2, this physio-data reads up to 1: update"):
+    path.write_text(text.replace('"schema": 1', '"schema": 3'))
+    with pytest.raises(ValueError, match=r"schema 3, this physio-data reads up to 2: update"):
         Store(store.path)
     path.write_text(text)
     with h5py.File(store.path / "shard-00000.h5", "r+") as file:
-        file.attrs["schema"] = 2
-    with pytest.raises(ValueError, match=r"shard-00000.h5 has schema 2"):
+        file.attrs["schema"] = 3
+    with pytest.raises(ValueError, match=r"shard-00000.h5 has schema 3"):
         Store(store.path)
 
 

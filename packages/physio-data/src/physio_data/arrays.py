@@ -10,7 +10,7 @@ import numpy as np
 
 from physio_data.corpora.contract import TaskSpec
 from physio_data.journal import StoreWriter, discard_journal, locked
-from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, write_manifest
+from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, SCHEMA_PLAIN, write_manifest
 from physio_data.splits import check_disjoint
 from physio_data.store import Store
 
@@ -33,6 +33,7 @@ def write_store(
     n_valid: Sequence[int] | None = None,
     channel_present_NC: np.ndarray | None = None,
     dtype: str = "float32",
+    compression: str = "none",
     shard_windows: int | None = None,
 ) -> Store:
     """Write finite windows in physical units (N, C, T) as a store and open it.
@@ -69,7 +70,7 @@ def write_store(
     check_disjoint(columns["subject"], columns["fold"])
     path.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        writer = StoreWriter(path, {"from": "arrays"}, shape_CT=x_NCT.shape[1:], dtype=dtype, shard_windows=shard_windows)
+        writer = StoreWriter(path, {"from": "arrays"}, shape_CT=x_NCT.shape[1:], dtype=dtype, shard_windows=shard_windows, compression=compression)
         try:
             for start in range(0, n, writer.shard_windows):
                 part = slice(start, start + writer.shard_windows)
@@ -80,15 +81,15 @@ def write_store(
         finally:
             writer.close()
         shards = [shard["entry"] for shard in writer.shards]
-        write_manifest(path, _manifest(shards, columns, tasks, x_NCT.shape, fs, channels, units, kind, band, dtype))
+        write_manifest(path, _manifest(shards, columns, tasks, x_NCT.shape, fs, channels, units, kind, band, dtype, compression))
         discard_journal(path)
     return Store(path)
 
 
-def _manifest(shards, columns, tasks, shape, fs, channels, units, kind, band, dtype) -> dict:
+def _manifest(shards, columns, tasks, shape, fs, channels, units, kind, band, dtype, compression) -> dict:
     return {
         "format": FORMAT,
-        "schema": SCHEMA,
+        "schema": SCHEMA_PLAIN if compression == "none" else SCHEMA,
         "corpus": "arrays",
         "config": {"from": "arrays"},
         "kind": kind,
@@ -101,6 +102,7 @@ def _manifest(shards, columns, tasks, shape, fs, channels, units, kind, band, dt
         "notch_hz": None,
         "raw": False,
         "dtype": dtype,
+        **({} if compression == "none" else {"compression": compression}),
         "subjects": "known",
         "waivers": [],
         "tasks": {name: {"kind": spec.kind, "classes": list(spec.classes), "unit": spec.unit} for name, spec in tasks.items()},

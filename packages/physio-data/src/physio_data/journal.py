@@ -84,8 +84,11 @@ class StoreWriter:
     `header` is everything that decides the content; a folder begun with another header is refused with the differing keys.
     """
 
-    def __init__(self, folder: Path, header: Mapping[str, object], *, shape_CT: tuple[int, int], dtype: str, shard_windows: int | None) -> None:
+    def __init__(
+        self, folder: Path, header: Mapping[str, object], *, shape_CT: tuple[int, int], dtype: str, shard_windows: int | None, compression: str = "none"
+    ) -> None:
         self.folder, self.header, self.shape_CT, self.dtype = folder, dict(header), shape_CT, dtype
+        self.compression = compression
         self.shard_windows = shard_windows or usual_windows(*shape_CT)
         self.shards: list[dict] = []  # {"entry", "n_tasks", "rejected", "folds", ...} of each finished shard
         self._pending: list[dict] = []
@@ -173,7 +176,7 @@ class StoreWriter:
         n, first = self._n_pending, sum(shard["entry"]["n_windows"] for shard in self.shards)
         path = self.folder / f"shard-{len(self.shards):05d}.h5"
         signal_NCT = np.memmap(self.folder / SPOOL, dtype="<f4", mode="r", shape=(n, *self.shape_CT))
-        entry = write_shard(path, signal_NCT, self._joined_columns(first), dtype=self.dtype)
+        entry = write_shard(path, signal_NCT, self._joined_columns(first), dtype=self.dtype, compression=self.compression)
         del signal_NCT
         totals = {key: _summed(line[key] for line in self._pending) for key in ("rejected", "facts")}
         self.shards.append({"entry": entry, "n_tasks": len(self._pending), **totals})
@@ -211,7 +214,7 @@ def discard_journal(folder: Path) -> None:
         (folder / name).unlink(missing_ok=True)
 
 
-def refuse_different(there: Mapping, asked: Mapping, folder: Path, how: str) -> None:
+def refuse_different(there: Mapping, asked: Mapping, folder: str | Path, how: str) -> None:
     """Raise ValueError naming every key in which a store's parameters differ from those asked for now."""
     asked = json.loads(json.dumps(asked))
     differing = sorted(key for key in {*there, *asked} if there.get(key) != asked.get(key))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 FORMAT = "physio-store"
-SCHEMA = 1
+SCHEMA = 2  # the newest that is read
+SCHEMA_PLAIN = 1  # of stores without compression: earlier versions read them too
 MANIFEST = "manifest.json"
 _REQUIRED = ("format", "schema", "channels", "units", "fs", "n_samples", "window_s", "dtype", "tasks", "columns", "shards", "n_windows")
 
@@ -60,6 +61,11 @@ def read_manifest(folder: Path) -> tuple[dict, str]:
         state = "its prepare did not finish: run the same prepare again, it resumes" if unfinished else "make one with prepare"
         raise ValueError(f"{folder} is not a store: no {MANIFEST}; {state}")
     content = path.read_bytes()
+    return parse_manifest(content, path), hashlib.sha256(content).hexdigest()
+
+
+def parse_manifest(content: bytes, path: str | Path) -> dict:
+    """The manifest that the bytes of `path` hold. ValueError where they are damaged or come from a newer version."""
     try:
         manifest = json.loads(content)
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -72,4 +78,4 @@ def read_manifest(folder: Path) -> tuple[dict, str]:
     missing = [key for key in _REQUIRED if key not in manifest]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}; prepare the store again")
-    return manifest, hashlib.sha256(content).hexdigest()
+    return manifest

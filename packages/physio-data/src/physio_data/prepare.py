@@ -9,8 +9,9 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
@@ -19,12 +20,13 @@ from physio_data.corpora import corpus as corpus_of
 from physio_data.corpora.contract import Corpus, TaskSpec
 from physio_data.join import Labels, file_sha256, folds_of_records, read_labels
 from physio_data.journal import StoreWriter, discard_journal, locked, refuse_different, saying_disk_full
-from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, read_manifest, write_manifest
+from physio_data.manifest import FORMAT, MANIFEST, SCHEMA, SCHEMA_PLAIN, read_manifest, write_manifest
 from physio_data.montage import canonical_eeg
 from physio_data.papagei import EDGES_HZ as PAPAGEI_BAND
 from physio_data.papagei import FS as PAPAGEI_HZ
 from physio_data.recording import ECG_LEADS, canonical_lead
-from physio_data.shards import Shard
+from physio_data.remote import address, is_remote, keep_as_copy, local_root, manifest_of, publish, staging
+from physio_data.shards import Compression, Shard
 from physio_data.splits import check_disjoint, hash_split, stratified_split, stratum
 from physio_data.windows import n_samples
 
@@ -33,7 +35,6 @@ if TYPE_CHECKING:
 
 BEAT_WINDOW_S = 1.0  # of windows around beats where none is given: half a second on both sides
 Split = Literal["hash", "stratified", "official", "file"]  # "file": as `folds` says
-_IN_FLIGHT = 16  # worker calls waiting or running at once: bounds memory, feeds any usual pool
 _PPG_NAMES = {"ppg", "pleth"}
 _ECG_NAMES = {"mli", "mlii", "mliii", "ecg", "ekg"} | {lead.lower() for lead in ECG_LEADS}
 
@@ -64,6 +65,7 @@ class PrepareConfig:
     quality: Limits | None = None  # None rejects only windows with a gap
     pad_tail: bool = False  # keep a last window of at least half the length, its end repeated; `n_valid` tells
     dtype: Literal["float32", "int16"] = "float32"
+    compression: Compression = "none"  # an archive: the signal in compressed chunks, smaller and slower to read at random
     shard_windows: int | None = None  # None: as many as make half a gigabyte
     corpus_options: dict[str, object] = field(default_factory=dict)
 
@@ -88,6 +90,8 @@ class PrepareConfig:
             raise ValueError("around=beats puts a window on every beat; leave hop_s and pad_tail out")
         if self.dtype not in ("float32", "int16"):
             raise ValueError(f"dtype must be float32 or int16, got {self.dtype!r}")
+        if self.compression not in get_args(Compression):
+            raise ValueError(f"compression must be one of {', '.join(get_args(Compression))}, got {self.compression!r}")
         if self.folds is not None and self.split not in (None, "file"):
             raise ValueError(f"folds come from {self.folds}, split={self.split} would deal them otherwise; leave one of the two out")
         if self.split not in (None, "hash", "stratified", "official") and self.folds is None:
@@ -123,6 +127,8 @@ class PrepareConfig:
         values["root"] = Path(self.root).resolve().name if self.root is not None else None
         if self.filter == "butterworth":
             del values["filter"]
+        if self.compression == "none":
+            del values["compression"]
         if self.labels is None:
             del values["labels"], values["labels_on"], values["kinds"]
         for name in ("labels", "folds"):
@@ -149,21 +155,30 @@ def prepare(
     out: str | Path,
     *,
     executor: Executor | None = None,
+    in_flight: int = 16,
     progress: Callable[[int, int, int], None] | None = None,
+    cache: str | Path | None = None,
 ) -> dict:
     """Prepare a store in the folder `out` and return its manifest.
 
-    `executor` is any concurrent.futures.Executor (None works in this process); the bytes do not depend on it. `progress(n_done, n_records,
-    n_windows)` is called after each group of records. A finished store with the same parameters and records returns at once, also where its
-    source is gone; an unfinished one goes on where it stopped. Raises ValueError (bad parameters, data or another config in the folder),
-    StoreBusy (another process prepares the folder) and OSError (a full disk: what is finished stays).
+    `executor` is any concurrent.futures.Executor (None works in this process; `physio_data.executors` makes two kinds); the bytes do not depend
+    on it. Of its calls `in_flight` wait or run at once, which bounds memory. `progress(n_done, n_records, n_windows)` is called after each
+    group of records. `out` and the config's `root` may be addresses (`s3://bucket/folder`): the store is then made under `cache` and uploaded,
+    its manifest last, and the root is mirrored there (`physio_data.remote`). A finished store with the same parameters and records returns at
+    once, also where its source is gone; an unfinished one goes on where it stopped. Raises ValueError (bad parameters, data or another config
+    in the folder), StoreBusy (another process prepares the folder) and OSError (a full disk: what is finished stays).
     """
+    if in_flight < 1:
+        raise ValueError(f"in_flight must be at least 1, got {in_flight}")
+    if is_remote(out):
+        return _uploaded(cfg, address(out), executor=executor, in_flight=in_flight, progress=progress, cache=cache)
     corpus = corpus_of(cfg.corpus)
     cfg = cfg.settled(corpus)
     options = _options(cfg, corpus)
     out = Path(out)
     if (out / MANIFEST).exists():
         return _finished(cfg, out, corpus, options)
+    cfg = replace(cfg, root=local_root(cfg.root, cache))
     record_ids = _record_ids(cfg, corpus, options)
     with saying_disk_full(out):
         out.mkdir(parents=True, exist_ok=True)
@@ -173,11 +188,25 @@ def prepare(
         plan = _plan(cfg, corpus, record_ids, options)
         fold_of, waived = _folds(cfg, corpus, record_ids, options)
         labels = _labels(cfg, corpus, record_ids, options)
-        manifest = _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, executor, progress)
+        run = partial(_in_order, executor, in_flight)
+        manifest = _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, run, progress)
         with saying_disk_full(out):
             write_manifest(out, manifest)
         discard_journal(out)
         return read_manifest(out)[0]
+
+
+def _uploaded(cfg: PrepareConfig, url: str, *, executor, in_flight, progress, cache) -> dict:
+    """Prepare in the cache and upload; a finished store at the address is compared with what is asked for."""
+    there = manifest_of(url)
+    if there is not None:
+        refuse_different(there["config"], cfg.settled(corpus_of(cfg.corpus)).identity(), url, "holds a store prepared")
+        return there
+    folder = staging(url, cache)
+    manifest = prepare(cfg, folder, executor=executor, in_flight=in_flight, progress=progress, cache=cache)
+    publish(folder, url)
+    keep_as_copy(folder, url, cache)
+    return manifest
 
 
 def _finished(cfg: PrepareConfig, out: Path, corpus: Corpus, options: Mapping[str, object]) -> dict:
@@ -309,15 +338,17 @@ def _labels(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], optio
     return labels.matched(ids)
 
 
-def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, executor, progress) -> dict:
+def _written(cfg, out, corpus, plan, record_ids, options, fold_of, waived, labels, run, progress) -> dict:
     groups = [tuple(record_ids[i : i + corpus.records_per_task]) for i in range(0, len(record_ids), corpus.records_per_task)]
     header = {**cfg.identity(), "records_sha256": _records_sha256(record_ids)}
-    writer = StoreWriter(out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows)
+    writer = StoreWriter(
+        out, header, shape_CT=(len(plan.channels), plan.n_samples), dtype=cfg.dtype, shard_windows=cfg.shard_windows, compression=cfg.compression
+    )
     try:
         todo = groups[writer.n_tasks :]
         done = len(record_ids) - sum(map(len, todo))
         tasks = (_Task(cfg.corpus, cfg.root, tuple(options.items()), group, plan) for group in todo)
-        for group, blocks in zip(todo, _in_order(executor, _blocks, tasks), strict=True):
+        for group, blocks in zip(todo, run(_blocks, tasks), strict=True):
             if labels is not None:
                 for record_id, block in zip(group, blocks, strict=True):
                     _join(labels, record_id, block, plan)
@@ -344,8 +375,8 @@ def _blocks(task: _Task) -> list[Block]:
     return [windows_of(corpus.open_record(task.root, record_id, **options), task.plan, corpus) for record_id in task.record_ids]
 
 
-def _in_order(executor: Executor | None, function: Callable, tasks: Iterator) -> Iterator:
-    """Results in the order of the tasks, with a bounded number of them in flight."""
+def _in_order(executor: Executor | None, in_flight: int, function: Callable, tasks: Iterator) -> Iterator:
+    """Results in the order of the tasks, each once, with `in_flight` of them waiting or running."""
     if executor is None:
         yield from map(function, tasks)
         return
@@ -353,7 +384,7 @@ def _in_order(executor: Executor | None, function: Callable, tasks: Iterator) ->
     try:
         for task in tasks:
             waiting.append(executor.submit(function, task))
-            if len(waiting) >= _IN_FLIGHT:
+            if len(waiting) >= in_flight:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
@@ -382,12 +413,12 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         why = rejected or "every record is shorter than a window"
         raise ValueError(f"no window is left, {facts.get('n_rejected', 0)} were rejected ({why}); choose a shorter window_s, other leads or wider limits")
     entries = [shard["entry"] for shard in writer.shards]
-    first = Shard(writer.folder, entries[0], shape_CT=writer.shape_CT, dtype=cfg.dtype)
+    first = Shard(writer.folder, entries[0], shape_CT=writer.shape_CT, dtype=cfg.dtype, compression=cfg.compression)
     tasks: dict[str, TaskSpec] = {**corpus.task_specs(cfg.root, **options), **(labels.specs if labels is not None else {})}
     names = first.names()
     return {
         "format": FORMAT,
-        "schema": SCHEMA,
+        "schema": SCHEMA_PLAIN if cfg.compression == "none" else SCHEMA,
         "corpus": corpus.name,
         "card": corpus.card(),
         "config": cfg.identity(),
@@ -405,6 +436,7 @@ def _manifest(cfg, corpus, plan, header, options, writer: StoreWriter, rejected,
         "notch_hz": cfg.notch_hz,
         "raw": cfg.raw,
         "dtype": cfg.dtype,
+        **({} if cfg.compression == "none" else {"compression": cfg.compression}),
         "split": cfg.split,
         "split_seed": cfg.split_seed,
         "subjects": corpus.subjects,

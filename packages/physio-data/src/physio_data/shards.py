@@ -1,38 +1,45 @@
-"""One shard of a store: an HDF5 file with a contiguous `/signal` that is read through a memory map, and `/index/<column>`.
+"""One shard of a store: an HDF5 file with `/signal` and `/index/<column>`.
 
-Shape letters: N windows of the shard, B rows asked for, C channels, T samples.
+The signal is contiguous and read through a memory map; in an archive it is compressed in chunks of some windows, which are decoded whole and
+kept for a while. Shape letters: N windows of the shard, B rows asked for, C channels, T samples, S = C * T.
 """
 
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import h5py
 import numpy as np
 
-from physio_data.manifest import SCHEMA, file_sha256, sync_folder
+from physio_data.manifest import SCHEMA, SCHEMA_PLAIN, file_sha256, sync_folder
+
+Compression = Literal["none", "lzf", "gzip", "lz4"]
 
 _BLOCK_BYTES = 1 << 24  # what is copied at once while a shard is written
 _PAGE = 4096
 _SHARD_BYTES = 1 << 29  # about half a gigabyte: most stores are one shard, the fastest to read
+_CHUNK_BYTES = 1 << 18  # of an archive, before compression: decoded whole, in the processor's cache
+_CHUNKS_KEPT = 64  # decoded chunks a shard keeps: what a pool of a block shuffle needs
 
 
-def write_shard(path: Path, signal_NCT: np.ndarray, columns: Mapping[str, np.ndarray], *, dtype: str) -> dict:
+def write_shard(path: Path, signal_NCT: np.ndarray, columns: Mapping[str, np.ndarray], *, dtype: str, compression: Compression = "none") -> dict:
     """Write one shard atomically and return its manifest entry {file, n_windows, bytes, sha256}.
 
     `signal_NCT` is float32 (a memory map is read block by block); `dtype` "int16" stores each window and channel as 16-bit integers with
     `/scale` and `/offset` (N, C) float32, so that x = q * scale + offset, an error of at most half of range / 65534. Equal content gives
-    equal bytes. The temporary file is removed on any error.
+    equal bytes. With a `compression` the signal lies in chunks of `chunk_windows` windows. The temporary file is removed on any error.
     """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         # Aligned data start on a page; times are not tracked, so the bytes depend on the content only.
         with h5py.File(temporary, "w", alignment_threshold=_PAGE, alignment_interval=_PAGE) as file:
-            file.attrs["schema"] = SCHEMA
+            file.attrs["schema"] = SCHEMA_PLAIN if compression == "none" else SCHEMA
             file.attrs["n_windows"] = len(signal_NCT)
-            _write_signal(file, signal_NCT, dtype)
+            _write_signal(file, signal_NCT, dtype, compression)
             for name, values_N in columns.items():
                 file.create_dataset(f"index/{name}", data=_storable(values_N))
         with open(temporary, "rb") as file:
@@ -45,10 +52,13 @@ def write_shard(path: Path, signal_NCT: np.ndarray, columns: Mapping[str, np.nda
     return entry
 
 
-def _write_signal(file: h5py.File, signal_NCT: np.ndarray, dtype: str) -> None:
+def _write_signal(file: h5py.File, signal_NCT: np.ndarray, dtype: str, compression: Compression) -> None:
     n, n_channels, n_samples = signal_NCT.shape
-    data = file.create_dataset("signal", shape=signal_NCT.shape, dtype="<i2" if dtype == "int16" else "<f4")
-    step = max(1, _BLOCK_BYTES // (4 * n_channels * n_samples))
+    stored = np.dtype("<i2" if dtype == "int16" else "<f4")
+    chunk = min(n, chunk_windows(n_channels, n_samples, dtype))
+    layout = {} if compression == "none" else {"chunks": (chunk, n_channels, n_samples), **filters(compression)}
+    data = file.create_dataset("signal", shape=signal_NCT.shape, dtype=stored, **layout)
+    step = chunk * max(1, _BLOCK_BYTES // (4 * chunk * n_channels * n_samples))
     if dtype == "int16":
         scale = file.create_dataset("scale", shape=(n, n_channels), dtype="<f4")
         offset = file.create_dataset("offset", shape=(n, n_channels), dtype="<f4")
@@ -57,6 +67,28 @@ def _write_signal(file: h5py.File, signal_NCT: np.ndarray, dtype: str) -> None:
         if dtype == "int16":
             block_NCT, scale[start : start + step], offset[start : start + step] = quantise(block_NCT)
         data[start : start + step] = block_NCT
+
+
+def chunk_windows(n_channels: int, n_samples: int, dtype: str) -> int:
+    """How many windows an archive decodes at once."""
+    return max(1, _CHUNK_BYTES // ((2 if dtype == "int16" else 4) * n_channels * n_samples))
+
+
+def filters(compression: Compression) -> dict[str, object]:
+    """What h5py is told to compress with. ImportError names the extra where `lz4` (bitshuffle and LZ4) is not installed."""
+    if compression == "lz4":
+        return dict(_hdf5plugin().Bitshuffle(cname="lz4"))
+    if compression == "gzip":
+        return {"compression": "gzip", "compression_opts": 4, "shuffle": True}
+    return {"compression": "lzf", "shuffle": True}
+
+
+def _hdf5plugin():
+    try:
+        import hdf5plugin
+    except ImportError as error:
+        raise ImportError('compression lz4 needs the package hdf5plugin: pip install "physio-data[archive]"') from error
+    return hdf5plugin
 
 
 def usual_windows(n_channels: int, n_samples: int) -> int:
@@ -84,16 +116,19 @@ def _storable(values_N: np.ndarray) -> np.ndarray:
 
 
 class Shard:
-    """A shard opened for reading: checked against its manifest entry, its signal mapped into memory on the first read."""
+    """A shard opened for reading: checked against its manifest entry, its signal mapped into memory or decoded on the first read."""
 
-    def __init__(self, folder: Path, entry: Mapping, *, shape_CT: tuple[int, int], dtype: str) -> None:
+    def __init__(self, folder: Path, entry: Mapping, *, shape_CT: tuple[int, int], dtype: str, compression: Compression = "none") -> None:
         self.path = folder / entry["file"]
         self.n_windows = int(entry["n_windows"])
         self.shape = (self.n_windows, *shape_CT)
-        self.dtype = dtype
+        self.dtype, self.compression = dtype, compression
         self._check_size(int(entry["bytes"]))
         self._offsets = self._locate()
         self._maps: dict[str, np.ndarray] = {}
+        self._maps_of_columns: dict[str, np.ndarray] = {}
+        self._chunked: h5py.Dataset | None = None
+        self._decoded: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def _check_size(self, expected: int) -> None:
         if not self.path.is_file():
@@ -104,6 +139,7 @@ class Shard:
 
     def _locate(self) -> dict[str, int]:
         names = ("signal", "scale", "offset") if self.dtype == "int16" else ("signal",)
+        names = names if self.compression == "none" else names[1:]
         try:
             with h5py.File(self.path, "r") as file:
                 schema, n_windows, shape = int(file.attrs["schema"]), int(file.attrs["n_windows"]), file["signal"].shape
@@ -130,6 +166,47 @@ class Shard:
             self._maps[name] = mapped.view(np.ndarray)  # a plain view: np.memmap's own indexing costs more than a short read
         return self._maps[name]
 
+    def take(self, name: str, rows_B: np.ndarray, out_BS: np.ndarray, places_B: np.ndarray) -> None:
+        """Write rows of a dataset to places of `out_BS`, as `mapped` names them; of an archive's signal each chunk is decoded once."""
+        if name != "signal" or self.compression == "none":
+            out_BS[places_B] = self.mapped(name)[rows_B]
+            return
+        if self.compression == "lz4":
+            _hdf5plugin()  # registers its filters with HDF5
+        if self._chunked is None:
+            self._chunked = h5py.File(self.path, "r")["signal"]
+        size = self._chunked.chunks[0]
+        chunk_B = rows_B // size
+        for number in np.unique(chunk_B).tolist():
+            here = chunk_B == number
+            out_BS[places_B[here]] = self._chunk(number, size)[rows_B[here] - number * size]
+
+    def _chunk(self, number: int, size: int) -> np.ndarray:
+        """A decoded chunk (windows, S); the ones used last are kept."""
+        if number in self._decoded:
+            self._decoded.move_to_end(number)
+            return self._decoded[number]
+        try:
+            chunk_BS = self._chunked[number * size : (number + 1) * size].reshape(-1, self.shape[1] * self.shape[2])
+        except OSError as error:
+            raise ValueError(f"shard {self.path} is damaged at windows {number * size} ff.: {error}; restore it or prepare the store again") from error
+        self._decoded[number] = chunk_BS
+        if len(self._decoded) > _CHUNKS_KEPT:
+            self._decoded.popitem(last=False)
+        return chunk_BS
+
+    def mapped_column(self, name: str) -> np.ndarray:
+        """A column of `/index` as a read-only map, text as bytes: only what is looked at comes into memory."""
+        if name not in self._maps_of_columns:
+            with h5py.File(self.path, "r") as file:
+                data = file[f"index/{name}"]
+                offset = data.id.get_offset()
+                if offset is None:
+                    self._maps_of_columns[name] = data[()]
+                else:
+                    self._maps_of_columns[name] = np.memmap(self.path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape).view(np.ndarray)
+        return self._maps_of_columns[name]
+
     def names(self) -> list[str]:
         """The names of the columns under `/index`, sorted."""
         found: list[str] = []
@@ -141,4 +218,14 @@ class Shard:
         """A column of `/index`, read from the file: (N,) or (N, ...); text as a NumPy string array."""
         with h5py.File(self.path, "r") as file:
             values_N = file[f"index/{name}"][()]
-        return np.char.decode(values_N.astype(np.bytes_), "utf-8") if values_N.dtype.kind == "S" else values_N
+        return decoded(values_N)
+
+
+def decoded(values_N: np.ndarray) -> np.ndarray:
+    """Text of UTF-8 bytes, everything else as it is; of runs of equal values, the usual case, each is decoded once."""
+    if values_N.dtype.kind != "S" or not len(values_N):
+        return values_N.astype(np.str_) if values_N.dtype.kind == "S" else values_N
+    values_N = values_N.astype(np.bytes_)
+    head_N = np.concatenate([[True], values_N[1:] != values_N[:-1]])
+    heads = np.char.decode(values_N[head_N], "utf-8")
+    return heads if len(heads) == len(values_N) else np.repeat(heads, np.diff(np.append(np.flatnonzero(head_N), len(values_N))))

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from physio_data.manifest import file_sha256, read_manifest
-from physio_data.shards import Shard
+from physio_data.remote import is_remote, local_store
+from physio_data.shards import Shard, decoded
 
 STORE_SHIFT = 48  # an item of several stores has index = store << 48 | row
 
@@ -42,11 +43,12 @@ class Store:
 
     `task` names the label that items and batches carry; without it a store of one task carries that one and a store of several none.
     Opening checks sizes, shapes and versions; `verify=True` hashes every shard as well. A pickled store reopens by its path, so DataLoader
-    workers may hold it. Raises ValueError for a missing, damaged or newer store and for an unknown task.
+    workers may hold it. An address (`s3://bucket/folder`) is read through the copy in `cache` (default: `remote.default_cache()`).
+    Raises ValueError for a missing, damaged or newer store and for an unknown task.
     """
 
-    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False) -> None:
-        self.path = Path(path).resolve()
+    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False, cache: str | Path | None = None) -> None:
+        self.path = local_store(path, cache) if is_remote(path) else Path(path).resolve()
         self.manifest, self.hash = read_manifest(self.path)
         self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
         self.units: tuple[str, ...] = tuple(self.manifest["units"])
@@ -56,7 +58,8 @@ class Store:
         self.tasks: dict[str, dict] = self.manifest["tasks"]
         self.kind: str = self.manifest.get("kind", "")
         shape_CT, dtype = (len(self.channels), self.n_samples), self.manifest["dtype"]
-        self._shards = [Shard(self.path, entry, shape_CT=shape_CT, dtype=dtype) for entry in self.manifest["shards"]]
+        self.compression: str = self.manifest.get("compression", "none")
+        self._shards = [Shard(self.path, entry, shape_CT=shape_CT, dtype=dtype, compression=self.compression) for entry in self.manifest["shards"]]
         self._first_S = np.cumsum([0, *(shard.n_windows for shard in self._shards)])
         if self._first_S[-1] != self.manifest["n_windows"]:
             raise ValueError(f"{self.path} is damaged: its shards hold {self._first_S[-1]} windows, the manifest says {self.manifest['n_windows']}")
@@ -96,11 +99,41 @@ class Store:
         if fold is None:
             return np.arange(len(self), dtype=np.int64)
         folds = (fold,) if isinstance(fold, str) else tuple(fold)
-        fold_N = self.index["fold"]
-        there = np.unique(fold_N).tolist()
-        if absent := [name for name in folds if name not in there]:
-            raise ValueError(f"fold {absent[0]!r} has no window in {self.path}; there are {', '.join(there)}")
-        return np.flatnonzero(np.isin(fold_N, folds))
+        if absent := [name for name in folds if name not in self.folds]:
+            raise ValueError(f"fold {absent[0]!r} has no window in {self.path}; there are {', '.join(self.folds)}")
+        return self.rows_of_folds(folds)
+
+    def rows_of_folds(self, folds: Sequence[str]) -> np.ndarray:
+        """Row numbers (n,) of the folds that are there; read shard by shard, so memory is that of the answer."""
+        wanted = [name.encode() for name in folds]
+        found = [np.zeros(0, np.int64)]
+        for shard, first in zip(self._shards, self._first_S, strict=False):
+            fold_N = shard.mapped_column("fold")
+            found.append(first + np.flatnonzero(np.logical_or.reduce([fold_N == name for name in wanted])))
+        return np.concatenate(found)
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The folds that have windows, sorted."""
+        if "folds" in self.manifest:
+            return tuple(sorted(name for name, count in self.manifest["folds"].items() if count))
+        return tuple(np.unique(self.index["fold"]).tolist())
+
+    def at(self, name: str, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A column of the index at some rows, (B, ...): nothing else of it is brought into memory. KeyError for an unknown column."""
+        if name not in self.index:
+            raise KeyError(f"no index column {name!r}; there are {', '.join(self.index)}")
+        rows_B = self._checked(rows)
+        maps = [shard.mapped_column(name) for shard in self._shards]
+        if len(maps) == 1:
+            return decoded(maps[0][rows_B])
+        shard_B = np.searchsorted(self._first_S, rows_B, side="right") - 1
+        width = max((part.dtype for part in maps), key=lambda dtype: dtype.itemsize)
+        values_B = np.empty((len(rows_B), *maps[0].shape[1:]), width)
+        for number in np.unique(shard_B).tolist():
+            here = shard_B == number
+            values_B[here] = maps[number][rows_B[here] - self._first_S[number]]
+        return decoded(values_B)
 
     def label(self, task: str | None = None) -> np.ndarray:
         """Labels (N,) int64 (-1 unknown) or float64 (NaN unknown), (N, classes) for a multilabel task; `task` None is the store's own."""
@@ -116,11 +149,11 @@ class Store:
         rows_B = self._checked(rows)
         batch = {"signal": self._signal(rows_B), "index": rows_B}
         if self.manifest.get("tails"):
-            batch["valid"] = np.arange(self.n_samples) < self.index["n_valid"][rows_B, None]
+            batch["valid"] = np.arange(self.n_samples) < self.at("n_valid", rows_B)[:, None]
         if self.manifest.get("channels_absent"):
-            batch["channel_present"] = self.index["channel_present"][rows_B]
+            batch["channel_present"] = self.at("channel_present", rows_B)
         if self.task is not None:
-            batch["label"] = self.label()[rows_B]
+            batch["label"] = self.at(f"label/{self.task}", rows_B)
         return batch
 
     def _checked(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -142,7 +175,9 @@ class Store:
         return signal_BCT
 
     def _gathered(self, name: str, rows_B: np.ndarray) -> np.ndarray:
-        """Rows of a mapped dataset, in the order asked for; every sample is copied once."""
+        """Rows of a dataset, in the order asked for; every sample of a mapped one is copied once."""
+        if self.compression != "none" and name == "signal":
+            return self._unpacked(rows_B)
         maps = self._maps.setdefault(name, [])
         if not maps:
             maps.extend(shard.mapped(name) for shard in self._shards)
@@ -155,6 +190,15 @@ class Store:
             out_BS[place] = maps[shard][row]
         return out_BS
 
+    def _unpacked(self, rows_B: np.ndarray) -> np.ndarray:
+        """Rows (B, S) of an archive's signal."""
+        out_BS = np.empty((len(rows_B), len(self.channels) * self.n_samples), np.int16 if self.manifest["dtype"] == "int16" else np.float32)
+        shard_B = np.searchsorted(self._first_S, rows_B, side="right") - 1
+        for number in np.unique(shard_B).tolist():
+            places = np.flatnonzero(shard_B == number)
+            self._shards[number].take("signal", rows_B[places] - self._first_S[number], out_BS, places)
+        return out_BS
+
     def __getitem__(self, row: int) -> dict:
         """One item: {"signal": (C, T) float32, "index": int, "subject": str} and label, valid, channel_present as in `batch`."""
         return self.__getitems__([row])[0]
@@ -162,11 +206,11 @@ class Store:
     def __getitems__(self, rows: Sequence[int]) -> list[dict]:
         """Items of several rows, read together (PyTorch's loader calls this)."""
         batch = self.batch(rows)
-        subject_N = self.index["subject"]
+        subject_B = self.at("subject", batch["index"])
         items = [{key: values[i] for key, values in batch.items()} for i in range(len(batch["index"]))]
-        for item in items:
+        for item, subject in zip(items, subject_B.tolist(), strict=True):
             item["index"] = int(item["index"])
-            item["subject"] = str(subject_N[item["index"]])
+            item["subject"] = subject
         return items
 
 
@@ -228,10 +272,36 @@ class Stores:
         if fold is None:
             return np.arange(len(self), dtype=np.int64)
         folds = (fold,) if isinstance(fold, str) else tuple(fold)
-        found = np.flatnonzero(np.isin(self.index["fold"], folds))
+        found = np.concatenate([first + store.rows_of_folds(folds) for store, first in zip(self.stores, self._first_S, strict=False)])
         if not found.size:
             raise ValueError(f"no window of fold {', '.join(folds)} in {', '.join(str(store.path) for store in self.stores)}")
         return found
+
+    @property
+    def folds(self) -> tuple[str, ...]:
+        """The folds that have windows in any store, sorted."""
+        return tuple(sorted({name for store in self.stores for name in store.folds}))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """How many windows each store has."""
+        return tuple(map(len, self.stores))
+
+    def at(self, name: str, positions: Sequence[int] | np.ndarray) -> np.ndarray:
+        """A column at some positions, as `Store.at`; `next` counts in positions."""
+        positions_B = np.asarray(positions, np.int64)
+        store_B = np.searchsorted(self._first_S, positions_B, side="right") - 1
+        parts = []
+        for number, store in enumerate(self.stores):
+            here = np.flatnonzero(store_B == number)
+            first = self._first_S[number]
+            values = store.at(name, positions_B[here] - first)
+            parts.append((here, np.where(values < 0, -1, values + first) if name == "next" else values))
+        joined = np.concatenate([values for _, values in parts])
+        place = np.concatenate([here for here, _ in parts])
+        out_B = np.empty_like(joined)
+        out_B[place] = joined
+        return out_B
 
     def label(self, task: str | None = None) -> np.ndarray:
         """Labels (N,) over all stores, as `Store.label`."""
@@ -265,7 +335,7 @@ class Stores:
                 if key in part:
                     batch[key][places] = part[key]
         if self.task is not None:
-            batch["label"] = self.index[f"label/{self.task}"][positions_B]
+            batch["label"] = self.at(f"label/{self.task}", positions_B)
         return batch
 
     def __getitem__(self, position: int) -> dict:
@@ -274,11 +344,11 @@ class Stores:
     def __getitems__(self, positions: Sequence[int]) -> list[dict]:
         """Items of several positions, with packed indices."""
         batch = self.batch(positions)
-        subject_N = self.index["subject"]
+        subject_B = self.at("subject", positions)
         items = [{key: values[i] for key, values in batch.items()} for i in range(len(positions))]
-        for item, position in zip(items, positions, strict=True):
+        for item, subject in zip(items, subject_B.tolist(), strict=True):
             item["index"] = int(item["index"])
-            item["subject"] = str(subject_N[position])
+            item["subject"] = subject
         return items
 
 
