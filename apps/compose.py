@@ -33,6 +33,8 @@ from tokens import Tokens
 
 Size = Literal["tiny", "fast", "reference"]
 RECIPES = Path(__file__).parent / "recipes"
+BESIDE = ("recipe", "size", "data", "stores")
+"""Keys of a run's config.json beside those of its `PretrainConfig`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +93,14 @@ class PretrainConfig:
     probe: ReadOut = ReadOut()
 
 
+def recipe_names() -> list[str]:
+    """The files of apps/recipes."""
+    return sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+
+
 def recipe(name: str, size: Size) -> PretrainConfig:
     """The config of `apps/recipes/<name>.py`. ValueError for an unknown name, with the nearest."""
-    known = sorted(path.stem for path in RECIPES.glob("*.py") if path.stem != "__init__")
+    known = recipe_names()
     if name not in known:
         raise ValueError(f"no recipe {name!r}{nearest(name, known)}; there are {', '.join(known)}")
     return importlib.import_module(f"recipes.{name}").recipe(size)
@@ -154,7 +161,7 @@ def build(kind: type, values: Mapping[str, Any], where: str) -> Any:
     for key, value in values.items():
         path = f"{where}.{key}".lstrip(".")
         if key not in names:
-            raise ValueError(f"unknown key {path!r} in the config{nearest(key, names)}")
+            raise ValueError(f"unknown key {path!r} in the config{nearest(key, names if where else [*names, *BESIDE])}")
         inner = _dataclass_of(hints[key])
         if inner is not None and isinstance(value, Mapping):
             value = build(inner, value, path)

@@ -19,7 +19,7 @@ LINE_EVERY_S = 15.0  # between plain progress lines where there is no terminal
 
 
 class Stopped(Exception):
-    """The app was stopped; the text says how to go on. `code` is 128 + the signal, or None: that of the interrupt it was raised for."""
+    """The app was stopped; the text says how to go on (empty: another rank says it). `code` is 128 + the signal; None takes that of the interrupt behind it."""
 
     def __init__(self, text: str, code: int | None = None) -> None:
         super().__init__(text)
@@ -44,12 +44,17 @@ def run(main: Callable[[Sequence[str]], Mapping[str, object] | None]) -> NoRetur
     except Failed as error:
         _leave(1, f"error: {error}")
     except Stopped as stopped:
-        _leave(stopped.code or _code(stopped.__context__), f"stopped; {stopped}")
+        _leave(stopped.code or _code(stopped.__context__), f"stopped; {stopped}" if str(stopped) else "")
     except KeyboardInterrupt as interrupt:
         _leave(_code(interrupt), "stopped; the same command goes on where it was interrupted")
     if summary is not None:
         print(json.dumps(_plain(summary), allow_nan=False), flush=True)
     sys.exit(0)
+
+
+def paragraphs(text: str | None) -> str:
+    """A module's docstring for --help, each command on a line of its own."""
+    return (text or "").replace("\nuv run", "\n\nuv run")
 
 
 def say(text: str) -> None:
@@ -135,7 +140,9 @@ def _code(interrupt: BaseException | None) -> int:
 
 
 def _leave(code: int, text: str) -> NoReturn:
-    say(text)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it is leaving; torchrun asks the survivors of a lost rank once more
+    if text:
+        say(text)
     sys.exit(code)
 
 

@@ -8,11 +8,13 @@ uv run torchrun --nproc-per-node 2 apps/pretrain.py        the same on two ranks
 from __future__ import annotations
 
 import argparse
+import errno
 import json
 import os
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal, get_args
@@ -20,6 +22,7 @@ from typing import Annotated, Literal, get_args
 import numpy as np
 import torch
 import tyro
+from safetensors import SafetensorError
 
 import compose
 import console
@@ -48,7 +51,7 @@ class Pretrain:
     """Prepare, pretrain, and probe the frozen encoder beside its floors. Rates in Hz, lengths in seconds, counts in windows and optimiser steps."""
 
     recipe: tyro.conf.Positional[str] = "himae_ppg"
-    """A file of apps/recipes: himae_ppg or himae_mitbih."""
+    """A file of apps/recipes, listed above."""
     size: Size = "fast"
     """tiny: seconds; fast: minutes on two cores; reference: the published size."""
     data: tuple[Path, ...] = ()
@@ -82,15 +85,38 @@ def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
     try:
         with session(timeout_s=app.cfg.fit.timeout_s) as world:
             summary = run(app, world)
-    except (RankLostError, NonFiniteLossError, OutOfDeviceMemoryError) as error:
-        raise console.Failed(f"{error}; go on with: {again(app)}") from None
+    except OSError as error:
+        if not no_space(error):
+            raise
+        raise console.Failed(f"no space left for the run folder ({error}): free some, or name another disk with --out") from None
     return None if summary is None else {**summary, "seconds": round(time.monotonic() - began, 1)}
 
 
-def again(app: Pretrain) -> str:
-    """The command that goes on with a run that was cut off."""
-    folder = app.resume or app.out or max(Path("runs").glob(f"{app.recipe}-*"), default=Path("runs/RUN"))
-    return f"uv run torchrun --nproc-per-node {os.environ.get('WORLD_SIZE', 'N')} apps/pretrain.py --resume {folder}"
+def again(folder: Path) -> str:
+    """The command that goes on with a run: on as many ranks as now."""
+    n_ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if n_ranks == 1:
+        return console.command("pretrain", "--resume", folder)
+    return f"uv run torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', n_ranks)} apps/pretrain.py --resume {folder}"
+
+
+@contextmanager
+def recoverable(folder: Path) -> Iterator[None]:
+    """Whatever ends a training early is told with the command that goes on."""
+    try:
+        yield
+    except (RankLostError, NonFiniteLossError, OutOfDeviceMemoryError) as error:
+        raise console.Failed(f"{error}; go on with: {again(folder)}") from None
+    except (OSError, SafetensorError) as error:
+        if not no_space(error):
+            raise
+        raise console.Failed(f"no space left on the disk of {folder}; what was saved before is whole. Free some, and go on with: {again(folder)}") from None
+    except KeyboardInterrupt:
+        raise console.Stopped(f"nothing was lost but the steps since the last checkpoint; go on with: {again(folder)}") from None
+
+
+def no_space(error: Exception) -> bool:
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def parse(arguments: Sequence[str]) -> Pretrain:
@@ -112,7 +138,8 @@ def parse(arguments: Sequence[str]) -> Pretrain:
     else:
         cfg, data = compose.recipe(name, size), ()
     cfg = compose.swap(cfg, model=chosen.model, objective=chosen.objective, size=size, representation=chosen.representation)
-    app = tyro.cli(Pretrain, args=list(arguments), default=Pretrain(cfg=cfg, data=data, recipe=name, size=size), description=__doc__)
+    default = Pretrain(cfg=cfg, data=data, recipe=name, size=size)
+    app = tyro.cli(Pretrain, args=list(arguments), default=default, description=f"{console.paragraphs(__doc__)}\nRecipes: {', '.join(compose.recipe_names())}.")
     if app.recipe != name:
         raise ValueError(f"name the recipe before the flags: pretrain.py {app.recipe} ...")
     if app.resume is not None and app.out is not None and app.out.resolve() != app.resume.resolve():
@@ -128,7 +155,10 @@ def saved_config(path: Path) -> tuple[PretrainConfig, str, Size, tuple[Path, ...
         raise ValueError(f"{path} is no valid JSON: {error}") from None
     name, size, data = values.pop("recipe", "himae_ppg"), values.pop("size", "fast"), tuple(map(Path, values.pop("data", ())))
     values.pop("stores", None)
-    cfg = compose.from_json(values)
+    try:
+        cfg = compose.from_json(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     return tokens.located(cfg, path.parent) if cfg.tokens.vocabulary else cfg, name, size, data
 
 
@@ -160,8 +190,8 @@ def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str,
     folder = open_run(app, cfg, store, np.concatenate([train_N, val_N]), world, tokenizer)
     cfg = tokens.located(cfg, folder.path)
     log = JsonLines(folder.metrics_path) if world.is_main else None
-    again = console.command("pretrain", "--resume", folder.path)
-    best = training.train(cfg, made, folder, log, resume=app.resume is not None, world=world, again=again)
+    with recoverable(folder.path):
+        best = training.train(cfg, made, folder, log, resume=app.resume is not None, world=world, again=again(folder.path))
     if not world.is_main:
         return None
     draw(cfg, made, folder, store)

@@ -101,7 +101,7 @@ class Protocol:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Probe, args=list(arguments), description=__doc__)
+    app = tyro.cli(Probe, args=list(arguments), description=console.paragraphs(__doc__))
     check(app)
     paths = app.data or (*app.train, *app.test)
     store = compose.open_stores(paths)

@@ -31,7 +31,7 @@ from physio_train import (
     measured_peak,
     validate,
 )
-from physio_train.distributed import broadcast, gather
+from physio_train.distributed import broadcast, gather, plain_loss_of_rank
 from physio_train.loop import autocast, default_device
 
 IN_BATCH = ("paired_contrastive", "simclr", "cmsc", "papagei_morphology", "patient_contrastive", "merl", "cpc")
@@ -53,10 +53,12 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, log: Sink | None, *, re
             say(note)
     steps = fit(made.model, made.objective, made.batches, cfg.fit, resume=start, levers=levers(cfg.model))
     n_steps = cfg.fit.n_steps or max(1, round(cfg.fit.n_epochs * made.batches.steps_per_epoch))
-    loss, early, warned = float("nan"), False, False
+    loss, early, warned, reached = float("nan"), False, False, 0
     shown = console.progress("pretrain", n_steps, quiet=not world.is_main)
-    with recorded(folder), closing(log) if log else nullcontext(), console.Interrupts() as interrupts, shown as show:
+    lost = plain_loss_of_rank(lambda: f"after step {reached} of {n_steps}")
+    with recorded(folder), lost, closing(log) if log else nullcontext(), console.Interrupts() as interrupts, shown as show:
         for step in steps:
+            reached = step.step
             meter.add(step)
             if step.step % cfg.log_every == 0 or step.step == n_steps:
                 numbers = step.numbers()
@@ -73,7 +75,7 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, log: Sink | None, *, re
                 step.state.save(folder.checkpoints, keep=folder.keep())
             if number := agreed(interrupts.number):
                 step.state.save(folder.checkpoints, keep=folder.keep())
-                raise console.Stopped(f"saved step {step.step} of {n_steps}; go on with: {again}", code=128 + number)
+                raise console.Stopped(f"saved step {step.step} of {n_steps}; go on with: {again}" if world.is_main else "", code=128 + number)
             if early:
                 break
     best = folder.best or {}
