@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -131,3 +132,31 @@ def test_killed_on_two_ranks_resumed_on_one_and_again_on_two_every_window_comes_
     assert order == [next(alone)["index"].tolist() for _ in range(18)], "one global order"
     for epoch in range(3):
         assert sorted(i for batch in order[6 * epoch : 6 * epoch + 6] for i in batch) == list(range(48))
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_killed_at_random_moments_end_with_the_same_bytes(job, start, tmp_path):
+    """SIGKILL from outside at any moment, often within the writing of a checkpoint; the log is printed with -s."""
+    settings = {"n_steps": 40, "checkpoint_every": 1, "keep_last": 2}
+    job.train(str(tmp_path / "whole"), **settings | {"checkpoint_every": 40})
+    expected, draw, kills = last_bytes(tmp_path / "whole"), np.random.default_rng(), []
+    for i in range(100):
+        folder = tmp_path / f"cut{i}"
+        process = start(folder=str(folder), **settings)
+        while checkpoint.latest(folder) is None and process.is_alive():
+            time.sleep(0.002)
+        time.sleep(float(draw.uniform(0.0, 0.25)))
+        process.kill()
+        process.join()
+        left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+        newest = checkpoint.latest(folder)
+        kills.append((int(newest.name[5:]), left))
+        job.train(str(folder), resume=str(newest), **settings)
+        assert last_bytes(folder) == expected, f"kill {i}, after {newest.name}, left behind {left}"
+        shutil.rmtree(folder)
+    at = [step for step, _ in kills]
+    writing = sum(bool(left) for _, left in kills)
+    unfinished = sum(step < settings["n_steps"] for step in at)
+    where = f"after steps {min(at)} to {max(at)} (median {np.median(at):g}), {writing} while a checkpoint was written"
+    print(f"100 kills, {unfinished} before the last step, {where}: all equal")
+    assert unfinished > 50
