@@ -137,21 +137,22 @@ def test_killed_on_two_ranks_resumed_on_one_and_again_on_two_every_window_comes_
 @pytest.mark.slow
 def test_a_hundred_runs_killed_at_random_moments_end_with_the_same_bytes(job, start, tmp_path):
     """SIGKILL from outside at any moment, often within the writing of a checkpoint; the log is printed with -s."""
-    settings = {"n_steps": 40, "checkpoint_every": 1, "keep_last": 2}
-    job.train(str(tmp_path / "whole"), **settings | {"checkpoint_every": 40})
+    settings = {"n_steps": 20, "checkpoint_every": 1, "keep_last": 2}
+    job.train(str(tmp_path / "whole"), **settings | {"checkpoint_every": 20})
     expected, draw, kills = last_bytes(tmp_path / "whole"), np.random.default_rng(), []
     for i in range(100):
         folder = tmp_path / f"cut{i}"
         process = start(folder=str(folder), **settings)
-        while checkpoint.latest(folder) is None and process.is_alive():
-            time.sleep(0.002)
-        time.sleep(float(draw.uniform(0.0, 0.25)))
+        target = int(draw.integers(1, settings["n_steps"]))
+        while process.is_alive() and max(checkpoint.steps(folder), default=0) < target:
+            time.sleep(0.001)
+        time.sleep(float(draw.exponential(0.01)))
         process.kill()
         process.join()
         left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
         newest = checkpoint.latest(folder)
         kills.append((int(newest.name[5:]), left))
-        job.train(str(folder), resume=str(newest), **settings)
+        job.train(str(folder), resume=str(newest), **settings | {"checkpoint_every": 20})
         assert last_bytes(folder) == expected, f"kill {i}, after {newest.name}, left behind {left}"
         shutil.rmtree(folder)
     at = [step for step, _ in kills]
