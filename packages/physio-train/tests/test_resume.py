@@ -69,7 +69,16 @@ def test_two_ranks_resume_to_the_same_bytes(two_ranks):
 def test_a_rank_that_dies_ends_the_others_with_where_to_resume(two_ranks):
     _, _, cut, newest, message, _ = two_ranks
     assert cut[0] not in (0, None)
-    assert f"rank 0 of 2 lost contact with another rank: after step 7 of 12; resume from {newest}" in message
+    assert f"rank 0 of 2 lost contact with another rank (rank 1 gone): after step 7 of 12; resume from {newest}" in message
+
+
+def test_of_three_ranks_the_one_that_died_is_named_at_once(start, ranks, tmp_path):
+    began = time.monotonic()
+    codes = ranks(start, tmp_path, "three", tmp_path / "run", n=3, batch_size=9, kill_rank=1, kill_at=4)
+    assert codes[1] == -signal.SIGKILL and all(code not in (0, None) for code in codes)
+    for rank in (0, 2):
+        assert f"rank {rank} of 3 lost contact with another rank (rank 1 gone): after step 4 of 12" in (tmp_path / f"run/error_rank{rank}.txt").read_text()
+    assert time.monotonic() - began < 30
 
 
 def test_two_ranks_see_disjoint_windows_in_the_global_order(two_ranks):
