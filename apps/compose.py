@@ -86,6 +86,7 @@ class PretrainConfig:
     class_weights: bool = False  # supervised: weigh classes by inverse frequency in the training windows, clipped to 0.1-10
     validate_on: tuple[str, ...] = ("val",)  # folds whose masked loss names the best step; () takes the last
     log_every: int = 10  # steps between lines of metrics.jsonl
+    figure_every: int | None = None  # steps between reconstructions of fixed windows; None: at the end only
     health_windows: int = 64  # validation windows whose features are watched for collapse at each of these lines; 0 watches none
     language_model: str = ""  # folder or Hub id, frozen; for objectives that read reports
     tokens: Tokens = field(default_factory=Tokens)  # for networks that read tokens

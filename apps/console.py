@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
@@ -94,7 +95,7 @@ Report = Callable[[int, str], None]
 
 @contextmanager
 def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Report]:
-    """A progress bar on a terminal, else a line every 15 s and one at the end. Yields `report(done, text)`; `quiet` shows nothing."""
+    """A progress bar with rate and time left on a terminal, else a line every 15 s and one at the end. Yields `report(done, text)`; `quiet` shows nothing."""
     if quiet:
         yield lambda done, text="": None
     elif sys.stderr.isatty():
@@ -102,25 +103,39 @@ def progress(what: str, total: int, *, quiet: bool = False) -> Iterator[Report]:
             yield report
     else:
         began = last = time.monotonic()
+        first: int | None = None  # what was done when the first report came: a resumed job begins there
         state = {"done": 0, "text": ""}
 
         def report(done: int, text: str = "") -> None:
-            nonlocal last
+            nonlocal last, first
+            first = done if first is None else first
             state.update(done=done, text=text)
             if time.monotonic() - last >= LINE_EVERY_S:
                 last = time.monotonic()
-                say(f"{what}: {done}/{total} {text}".rstrip())
+                say(f"{what}: {done}/{total} {text}".rstrip() + pace(done - first, total - done, last - began))
 
         yield report
         say(f"{what}: {state['done']}/{total} {state['text']}".rstrip() + f" ({time.monotonic() - began:.0f} s)")
 
 
+def pace(done: int, left: int, seconds: float) -> str:
+    """`, 3.2/s, 0:01:05 left` for what was done in some seconds; empty where nothing was."""
+    if done <= 0 or seconds <= 0:
+        return ""
+    return f", {done / seconds:.3g}/s, {timedelta(seconds=round(left * seconds / done))} left"
+
+
 @contextmanager
 def _bar(what: str, total: int) -> Iterator[Report]:
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+    from rich.text import Text
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.3g}/s")
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
     with Progress(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(what, total=total, text="")
         yield lambda done, text="": bar.update(task, completed=done, text=text)

@@ -13,16 +13,17 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
 import tyro
 from safetensors import SafetensorError
+from torch import nn
 
 import compose
 import console
@@ -35,15 +36,34 @@ from console import say
 from encoders import Origin
 from physio_bpe import Tokenizer
 from physio_data.store import Store, Stores
+from physio_models.interface import evaluating
+from physio_models.normalize import normalize
 from physio_models.pretrained import from_pretrained
-from physio_train import VALIDATION_EPOCH, JsonLines, NonFiniteLossError, OutOfDeviceMemoryError, RankLostError, Run, Step, Streams, World, floors, session
+from physio_train import (
+    VALIDATION_EPOCH,
+    Fan,
+    JsonLines,
+    NonFiniteLossError,
+    OutOfDeviceMemoryError,
+    Progress,
+    RankLostError,
+    Run,
+    Sink,
+    Step,
+    Streams,
+    World,
+    floors,
+    session,
+)
 from physio_train import predictions as prediction_files
 from physio_train.config import CHANGEABLE as FIT_CHANGEABLE
 from physio_train.distributed import broadcast
+from physio_train.loop import to_device
+from physio_train.sinks_extra import open_sink
 from prepare import prepared
 from questions import check_sides, split_question
 
-CHANGEABLE = (*(f"fit.{name}" for name in FIT_CHANGEABLE), "log_every", "health_windows", "data", "probe")
+CHANGEABLE = (*(f"fit.{name}" for name in FIT_CHANGEABLE), "log_every", "figure_every", "health_windows", "data", "probe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +90,8 @@ class Pretrain:
     """A run folder, to go on from its last checkpoint."""
     workers: int = 0
     """Processes that prepare; 0 prepares in this one."""
+    sinks: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ()
+    """Where numbers and figures go beside metrics.jsonl, below the run folder and without a network; each needs its extra of physio-train."""
     jobs: int = 2
     """Processes that fit the probes, of one thread each. The figures do not depend on it."""
     table: bool = True
@@ -189,9 +211,10 @@ def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str,
         return dry_run(cfg, made, store) if world.is_main else None
     folder = open_run(app, cfg, store, np.concatenate([train_N, val_N]), world, tokenizer)
     cfg = tokens.located(cfg, folder.path)
-    log = JsonLines(folder.metrics_path) if world.is_main else None
+    log = opened_log(app, cfg, folder) if world.is_main else None
+    drawn = drawer(cfg, made, folder, store, log)
     with recoverable(folder.path):
-        best = training.train(cfg, made, folder, log, resume=app.resume is not None, world=world, again=again(folder.path))
+        best = training.train(cfg, made, folder, log, resume=app.resume is not None, world=world, again=again(folder.path), draw=drawn)
     if not world.is_main:
         return None
     draw(cfg, made, folder, store)
@@ -250,21 +273,52 @@ def open_run(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, seen_N: 
     return made
 
 
+def opened_log(app: Pretrain, cfg: PretrainConfig, folder: Run) -> Sink:
+    """metrics.jsonl, and the sinks asked for beside it."""
+    last = folder.latest_checkpoint() if app.resume is not None else None
+    step = 0 if last is None else int(last.name.removeprefix("step_"))
+    others = [open_sink(name, folder.path, run=folder.path.name, config=compose.to_json(cfg), step=step) for name in app.sinks]
+    return Fan(JsonLines(folder.metrics_path), *others)
+
+
 def draw(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores) -> None:
-    """The loss figure, and fixed validation windows (training ones without a validation fold) reconstructed."""
+    """The loss figure, and fixed windows reconstructed by the best step."""
     figures.loss(folder.figures / "loss.png", folder.metrics())
-    if not hasattr(made.objective, "reconstruct"):
-        return
+    if hasattr(made.objective, "reconstruct"):
+        model = from_pretrained(folder.path).model
+        figures.reconstruction(folder.figures / "reconstruction.png", *reconstructed(cfg, made, model, fixed_windows(cfg, store)), store.fs)
+
+
+def drawer(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores, log: Sink | None) -> Callable[[Progress], None] | None:
+    """What draws the same windows every `cfg.figure_every` steps; all ranks compute, the one with a log writes. None where nothing is reconstructed."""
+    if cfg.figure_every is None or not hasattr(made.objective, "reconstruct"):
+        return None
+    given = fixed_windows(cfg, store)
+
+    def drawn(step: Progress) -> None:
+        shown = reconstructed(cfg, made, step.state.eval_model, to_device(given, step.state.device))
+        if log is not None:
+            path = figures.reconstruction(folder.figures / f"reconstruction_{step.step}.png", *shown, store.fs)
+            log.figure(step.step, "reconstruction", path)
+
+    return drawn
+
+
+def fixed_windows(cfg: PretrainConfig, store: Store | Stores) -> dict[str, Any]:
+    """Six windows of the validation fold (the training folds without one), normalised."""
     rows_N = compose.validation_rows(cfg, store)
     rows_N = (rows_N if len(rows_N) else compose.rows_of(store, cfg.use))[:: max(1, len(rows_N) // 6)][:6]
-    encoder = from_pretrained(folder.path)
-    batch = store.batch(rows_N)
-    x_BCT, valid_BT, _ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
-    given = {"signal": x_BCT, "index": torch.as_tensor(batch["index"])} | ({} if valid_BT is None else {"valid": valid_BT})
-    with torch.no_grad():
-        out = made.objective.reconstruct(encoder.model, given, Step(torch.nn.ModuleDict(), 1.0, Streams(cfg.fit.seed, VALIDATION_EPOCH)))
-    first = (x_BCT[:, 0].numpy(), out.pred_BCT[:, 0].numpy(), out.mask_B1T[:, 0].numpy())
-    figures.reconstruction(folder.figures / "reconstruction.png", *first, store.fs)
+    batch = {name: torch.as_tensor(value) for name, value in store.batch(rows_N).items() if name in ("signal", "index", "valid")}
+    return batch | {"signal": normalize(batch["signal"], cfg.normalization, batch.get("valid"))[0]}
+
+
+@torch.no_grad()
+def reconstructed(cfg: PretrainConfig, made: Parts, model: nn.Module, given: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Signal, reconstruction and what was hidden of the first channel, (6, T) each; masks are validation's."""
+    with evaluating(model):
+        out = made.objective.reconstruct(model, given, Step(nn.ModuleDict(), 1.0, Streams(cfg.fit.seed, VALIDATION_EPOCH)))
+    shown = (given["signal"][:, 0], out.pred_BCT[:, 0].float(), out.mask_B1T[:, 0])
+    return tuple(value.cpu().numpy() for value in shown)
 
 
 def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], folder: Run) -> dict[str, object]:
@@ -278,7 +332,7 @@ def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequ
     own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=Origin(path=str(folder.path)), seed=cfg.fit.seed)
     notes = check_sides(question, spec, store)
     seen_N = np.concatenate([compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)])
-    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, seen_N)["subjects"])
+    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, seen_N, weights=cfg.weights)["subjects"])
     jobs = [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)]
     result = rows.judged(question, jobs, [spec], heading=heading, n_processes=app.jobs, notes=notes)
     prediction_files.write(folder.path / "predictions.csv", result.predictions)

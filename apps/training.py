@@ -5,7 +5,7 @@ Shape letters: B windows, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 
 import numpy as np
@@ -40,11 +40,21 @@ LEVERS = ("patch", "patch_samples", "width", "widths", "depth", "decoder_width",
 """Fields of a network's config that its memory depends on."""
 
 
-def train(cfg: PretrainConfig, made: Parts, folder: Run, log: Sink | None, *, resume: bool, world: World, again: str) -> dict[str, object]:
+def train(
+    cfg: PretrainConfig,
+    made: Parts,
+    folder: Run,
+    log: Sink | None,
+    *,
+    resume: bool,
+    world: World,
+    again: str,
+    draw: Callable[[Progress], None] | None = None,
+) -> dict[str, object]:
     """Train to the end, validating and saving on the way; what is returned goes into the summary. `log` is rank 0's.
 
     `again` is the command that goes on. Stopped by Ctrl-C or SIGTERM: after the step under way every rank saves and raises
-    `console.Stopped`. Early: where `fit.patience` validations passed without a better one.
+    `console.Stopped`. Early: where `fit.patience` validations passed without a better one. `draw` is called every `cfg.figure_every` steps on all ranks.
     """
     start = folder.latest_checkpoint() if resume else None
     meter = metered(cfg, made)
@@ -69,6 +79,8 @@ def train(cfg: PretrainConfig, made: Parts, folder: Run, log: Sink | None, *, re
                     say(f"step {step.step}: {why}")
                     warned = True
             show(step.step, "" if np.isnan(loss) else f"loss {loss:.4f}")
+            if draw is not None and cfg.figure_every and step.step % cfg.figure_every == 0:
+                draw(step)
             if step.validate_due and made.validation is not None:
                 early = validated(cfg, made, step, folder, log)
             elif step.checkpoint_due:

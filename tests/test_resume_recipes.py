@@ -44,7 +44,7 @@ def store_for(tmp_path_factory):
         options = {**cohort.options} if cohort.corpus == "synthetic" else {"signal": "ecg"}
         window_s = cohort.window_s or 1.4
         small = compose.Cohort(
-            leads=cohort.leads if cohort.corpus == "synthetic" else (),
+            leads=cohort.leads if cohort.corpus == "synthetic" else ("ECG",),
             window_s=window_s,
             hop_s=window_s,
             fs=cohort.fs or 100.0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import time
 
@@ -68,7 +69,16 @@ def test_two_ranks_resume_to_the_same_bytes(two_ranks):
 def test_a_rank_that_dies_ends_the_others_with_where_to_resume(two_ranks):
     _, _, cut, newest, message, _ = two_ranks
     assert cut[0] not in (0, None)
-    assert f"rank 0 of 2 lost contact with another rank: after step 7 of 12; resume from {newest}" in message
+    assert f"rank 0 of 2 lost contact with another rank (rank 1 gone): after step 7 of 12; resume from {newest}" in message
+
+
+def test_of_three_ranks_the_one_that_died_is_named_at_once(start, ranks, tmp_path):
+    began = time.monotonic()
+    codes = ranks(start, tmp_path, "three", tmp_path / "run", n=3, batch_size=9, kill_rank=1, kill_at=4)
+    assert codes[1] == -signal.SIGKILL and all(code not in (0, None) for code in codes)
+    for rank in (0, 2):
+        assert f"rank {rank} of 3 lost contact with another rank (rank 1 gone): after step 4 of 12" in (tmp_path / f"run/error_rank{rank}.txt").read_text()
+    assert time.monotonic() - began < 30
 
 
 def test_two_ranks_see_disjoint_windows_in_the_global_order(two_ranks):
@@ -131,3 +141,32 @@ def test_killed_on_two_ranks_resumed_on_one_and_again_on_two_every_window_comes_
     assert order == [next(alone)["index"].tolist() for _ in range(18)], "one global order"
     for epoch in range(3):
         assert sorted(i for batch in order[6 * epoch : 6 * epoch + 6] for i in batch) == list(range(48))
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_killed_at_random_moments_end_with_the_same_bytes(job, start, tmp_path):
+    """SIGKILL from outside at any moment, often within the writing of a checkpoint; the log is printed with -s."""
+    settings = {"n_steps": 20, "checkpoint_every": 1, "keep_last": 2}
+    job.train(str(tmp_path / "whole"), **settings | {"checkpoint_every": 20})
+    expected, draw, kills = last_bytes(tmp_path / "whole"), np.random.default_rng(), []
+    for i in range(100):
+        folder = tmp_path / f"cut{i}"
+        process = start(folder=str(folder), **settings)
+        target = int(draw.integers(1, settings["n_steps"]))
+        while process.is_alive() and max(checkpoint.steps(folder), default=0) < target:
+            time.sleep(0.001)
+        time.sleep(float(draw.exponential(0.01)))
+        process.kill()
+        process.join()
+        left = sorted(path.name for path in folder.iterdir() if path.name.startswith("."))
+        newest = checkpoint.latest(folder)
+        kills.append((int(newest.name[5:]), left))
+        job.train(str(folder), resume=str(newest), **settings | {"checkpoint_every": 20})
+        assert last_bytes(folder) == expected, f"kill {i}, after {newest.name}, left behind {left}"
+        shutil.rmtree(folder)
+    at = [step for step, _ in kills]
+    writing = sum(bool(left) for _, left in kills)
+    unfinished = sum(step < settings["n_steps"] for step in at)
+    where = f"after steps {min(at)} to {max(at)} (median {np.median(at):g}), {writing} while a checkpoint was written"
+    print(f"100 kills, {unfinished} before the last step, {where}: all equal")
+    assert unfinished > 50

@@ -7,7 +7,9 @@ from its environment; elsewhere pass rank, world size and address.
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -15,6 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+_STORE: ContextVar[dist.Store | None] = ContextVar("store", default=None)
+_ROLL_CALL_S = 3.0  # how long those who lost contact wait for one another's answer
 _LOST_WORDS = ("gloo", "nccl", "connection closed", "connection reset", "broken pipe", "timed out", "connection refused")
 
 
@@ -63,10 +67,13 @@ def session(
         return
     backend = backend or ("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     given = {} if rank is None else {"rank": rank, "world_size": world_size}
-    dist.init_process_group(backend, init_method=init_method, timeout=timedelta(seconds=timeout_s), **given)
+    store, rank, world_size = next(dist.rendezvous(init_method, **given))
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s))
+    token = _STORE.set(store)
     try:
         yield world()
     finally:
+        _STORE.reset(token)
         dist.destroy_process_group()
 
 
@@ -80,7 +87,24 @@ def plain_loss_of_rank(describe: Callable[[], str]) -> Iterator[None]:
         if world().world_size == 1 or not lost or isinstance(error, RankLostError):
             raise
         where = world()
-        raise RankLostError(f"rank {where.rank} of {where.world_size} lost contact with another rank: {describe()}") from error
+        gone = _silent(where)
+        named = f" ({'rank' if len(gone) == 1 else 'ranks'} {', '.join(map(str, gone))} gone)" if gone else ""
+        raise RankLostError(f"rank {where.rank} of {where.world_size} lost contact with another rank{named}: {describe()}") from error
+
+
+def _silent(where: World) -> list[int]:
+    """The ranks that do not answer a roll call after contact was lost; empty where that cannot be told."""
+    if (store := _STORE.get()) is None:
+        return []
+    silent, deadline = [rank for rank in range(where.world_size) if rank != where.rank], time.monotonic() + _ROLL_CALL_S
+    try:
+        store.set(f"here/{where.rank}", "1")
+        while len(silent) > 1 and time.monotonic() < deadline:
+            silent = [rank for rank in silent if not store.check([f"here/{rank}"])]
+            time.sleep(0.05)
+    except (dist.DistError, RuntimeError):  # rank 0 keeps the list where no launcher does
+        return [0]
+    return silent
 
 
 def unwrap(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -23,12 +24,24 @@ def shard(model: nn.Module, device: torch.device) -> nn.Module:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (distributed.world().world_size,))
-    for layer in _layers(model):
-        fully_shard(layer, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    for unit in [*_layers(model), model]:
+        unit.register_forward_hook(_own_memory)
+        fully_shard(unit, mesh=mesh)
     if hasattr(model, "encode"):
         register_fsdp_forward_method(model, "encode")
     return model
+
+
+def _own_memory(unit: nn.Module, inputs: Any, output: Any) -> Any:
+    """A unit's output without views: changed in place, a view would lose the hook that puts the unit's weights together for the backward pass."""
+    if isinstance(output, Tensor):
+        return output.clone() if output.requires_grad and output._is_view() else output
+    if isinstance(output, tuple):
+        parts = [_own_memory(unit, inputs, part) for part in output]
+        return type(output)(*parts) if hasattr(output, "_fields") else tuple(parts)
+    if isinstance(output, dict):
+        return {key: _own_memory(unit, inputs, part) for key, part in output.items()}
+    return output
 
 
 def _layers(model: nn.Module) -> list[nn.Module]:
