@@ -28,9 +28,9 @@ class StudyConfig:
     level: str | None = None  # of the encoder; None: the deepest
     pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std"] = "mean+max"
     views: int = 1  # augmented views of each window
-    sae: SaeConfig = field(default_factory=lambda: SaeConfig(width=256))
+    sae: SaeConfig = field(default_factory=lambda: SaeConfig(width=256, norm="per_dim"))
     loss: LossConfig = field(default_factory=LossConfig)
-    control: L0Control = field(default_factory=lambda: L0Control(target=16.0))  # ablations are compared at one sparsity
+    control: L0Control = field(default_factory=lambda: L0Control(target=32.0))  # ablations are compared at one sparsity; an eighth of d
     fit: FitConfig = field(default_factory=FitConfig)
     n_concepts: tuple[int, ...] = (256, 512, 1024)  # the sweep of `full`
     seeds: tuple[int, ...] = (0, 1)
@@ -92,5 +92,5 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> StudyConfig:
         n_concepts=(1024, 2048, 4096, 8192),
         seeds=(0, 1, 2),
         ablation_concepts=4096,
-        control=L0Control(target=32.0),
+        control=L0Control(target=64.0),
     )
