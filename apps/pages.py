@@ -54,7 +54,7 @@ def overview(evaluation: Document, age: Document | None, ground: Document | None
     encoder = f"{model.get('name', 'unknown')}{' (untrained: weights as initialised)' if model.get('untrained') else ''}"
     facts = [
         ("Encoder", encoder),
-        ("Windows", f"{counts['train_windows']:,} of training, {counts['test_windows']:,} of {counts['test_patients']} test patients"),
+        ("Windows", f"{counts['train_windows']:,} for training; {counts['test_windows']:,} of {counts['test_patients']} test patients for every figure"),
         ("Dictionary", f"{evaluation['headline']['name']}: {row['k']} concepts, {number(row['l0'], 1)} active per window"),
         ("Variance explained", f"{number(row['ev'])} {ends(row['ev_interval'])}"),
         ("Seed match", f"{number(row['stability'])}, {number(row['stability_above'])} above random" if row["stability"] is not None else "one seed"),

@@ -175,7 +175,7 @@ def legend(series: Sequence[Line], start: int) -> str:
     for n, one in enumerate(series):
         at = TOP + 10 + 16 * n
         parts.append(f'<rect x="{start - RIGHT + 8}" y="{at - 8}" width="8" height="8" fill="{COLOURS[n % len(COLOURS)]}"/>')
-        parts.append(text(start - RIGHT + 20, at, one.name if len(finite(one)) else f"{one.name} (empty)", "start"))
+        parts.append(text(start - RIGHT + 20, at, one.name if len(finite(one)) else f"{one.name} (none)", "start"))
     return "".join(parts)
 
 
