@@ -56,6 +56,8 @@ class EvaluateSae:
     """Resamples of patients behind an interval."""
     dense_rate: float = 0.1
     """A concept that fires in more than this share of windows counts as dense."""
+    halves: Path | None = None
+    """A folder with a/ and b/, dictionaries of either half of the training patients, to match. Default: SAES/halves where there is one."""
     seed: int = 0
     """Of resamples and random pairs."""
     dry_run: bool = False
@@ -262,7 +264,7 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
             kept[member.name] = more
             show(n, member.name)
     front(rows)
-    match = seeds_matched(found, kept, rows)
+    match = seeds_matched(found, kept, rows) + halves_matched(app.halves or app.saes / "halves")
     pool = [row for row in rows if row["ev"] is not None]
     volume = pareto.hypervolume([[r["l0"], r["ev"]] for r in pool], HYPERVOLUME_AT, (False, True)) if pool else None
     if features.n_views == 0:
@@ -369,6 +371,17 @@ def seeds_matched(found: Sequence[Member], kept: Mapping[str, Any], rows: Sequen
     return table
 
 
+def halves_matched(folder: Path) -> list[dict[str, Any]]:
+    """The matching of two dictionaries that halves of the patients trained, atom by atom; nothing where there are none."""
+    if not folder.exists():
+        return []
+    a, b = (members(folder / half)[0] for half in ("a", "b"))
+    found = stability.match_atoms(*(m.sae.dictionary_KD.detach().numpy() for m in (a, b)))
+    figures = {name: getattr(found, name) for name in ("mean", "floor", "above_floor", "above_70", "above_90")}
+    none = dict.fromkeys(("activations", "activations_floor", "angle_degrees"))
+    return [{"ablation": f"{a.ablation}, halves of the patients", "k": a.n_concepts, "n_pairs": 1, **figures, **none}]
+
+
 def ablations(app: EvaluateSae, found: Sequence[Member], kept: Mapping[str, Any], rows: Sequence[dict[str, Any]], head: Member) -> list[dict[str, Any]]:
     """At the headline's K: EV of each ablation, mean over seeds, and its difference to `full` on the same resamples of patients."""
     groups: dict[str, list[Member]] = {}
@@ -407,7 +420,7 @@ def against(
     who = study.subject_N[study.test_N]
     width = z_train.shape[1]
     for name in app.baselines:
-        n_components = {"pca": width, "ica": min(256, width)}.get(name, head["k"])
+        n_components = min({"pca": width, "ica": min(256, width)}.get(name, head["k"]), len(z_train))
         try:
             fitted = fit_baseline(name, z_train, n_components=n_components, l0=l0, seed=app.seed)
         except ValueError as error:

@@ -36,7 +36,7 @@ from physio_sae.enrichment import EnrichConfig
 from physio_sae.grounding import GroundConfig, Grounded, Windows, ground
 
 PER_PATIENT = 12  # windows of a patient that are read, evenly over time
-RATE_NAMES = ("hr_bpm", "rate_bpm", "tpi_s", "rr_s", "rr_mean_s")  # the rate itself, or its reciprocal
+RATE_NAMES = ("hr_bpm", "rate_bpm", "tpi_s", "rr_s", "rr_mean_s", "n_beats")  # the rate itself, its reciprocal, or its count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,14 +216,14 @@ def worth(app: Ground, table: Sequence[Grounded], told: enrichment.Enrichment, c
 
 def averaged(app: Ground, code_N: np.ndarray, beat_NP: np.ndarray, found: Shapes, age_N, male_N, test_N) -> dict[str, Any]:
     """High against matched low among test patients; among all of them, and marked so, where the test side has too few."""
-    for rows_N, of in ((test_N, "test patients"), (np.arange(len(code_N)), "training and test patients")):
+    for rows_N, of in ((test_N, "test patients"), (np.arange(len(code_N)), "patients of both sides")):
         usable_N = np.isfinite(beat_NP[rows_N]).all(1)
         who = {"age_N": None if age_N is None else age_N[rows_N], "male_N": None if male_N is None else male_N[rows_N]}
         pairs = averages.matched_windows(code_N[rows_N], found.subject_N[rows_N], found.rate_bpm_N[rows_N], app.match, usable_N=usable_N, **who)
         compared = averages.compare(beat_NP[rows_N], pairs, found.subject_N[rows_N], app.match, n_resamples=app.resamples, seed=app.seed)
         if compared.high_P is not None:
             return {**vars(compared), "of": of}
-    return {**vars(compared), "of": "training and test patients"}
+    return {**vars(compared), "of": "patients of both sides"}
 
 
 def occluded(app, study, member, found: Shapes, onset, picked, dense, cards, test_N, store) -> None:

@@ -54,7 +54,7 @@ def overview(evaluation: Document, age: Document | None, ground: Document | None
     encoder = f"{model.get('name', 'unknown')}{' (untrained: weights as initialised)' if model.get('untrained') else ''}"
     facts = [
         ("Encoder", encoder),
-        ("Windows", f"{counts['train_windows']:,} of training, {counts['test_windows']:,} of {counts['test_patients']} test patients"),
+        ("Windows", f"{counts['train_windows']:,} for training; {counts['test_windows']:,} of {counts['test_patients']} test patients for every figure"),
         ("Dictionary", f"{evaluation['headline']['name']}: {row['k']} concepts, {number(row['l0'], 1)} active per window"),
         ("Variance explained", f"{number(row['ev'])} {ends(row['ev_interval'])}"),
         ("Seed match", f"{number(row['stability'])}, {number(row['stability_above'])} above random" if row["stability"] is not None else "one seed"),
@@ -83,12 +83,16 @@ def overview_figures(evaluation: Document, age: Document | None) -> list[str]:
     found.append(lines(scaling, title="Scaling in the number of concepts (means over seeds)", x="K", y="share", log_x=True))
     rows = evaluation["ablations"]
     if rows:
-        found.append(bars([r["ablation"] for r in rows], [r["ev"] for r in rows], [r["ev_interval"] for r in rows], title="Ablations at one K", x="EV"))
+        found.append(
+            bars(
+                [r["ablation"] for r in rows], [r["ev"] for r in rows], [r["ev_interval"] for r in rows], title="Ablations at one K (means over seeds)", x="EV"
+            )
+        )
         gaps = [r for r in rows if "difference" in r]
         values = [r["difference"] for r in gaps], [r["difference_interval"] for r in gaps]
         found.append(bars([r["ablation"] for r in gaps], *values, title="Paired difference to full", x="EV less full"))
     recovery = [r for r in evaluation["headline"]["recovery"] if r["value"] is not None]
-    names = [f"{r['target']}: {r['features']}"[:24] for r in recovery]
+    names = [f"{r['target']}: {r['features']}".replace("(any window)", "").replace("reconstruction", "decoded") for r in recovery]
     found.append(bars(names, [r["value"] for r in recovery], [r["interval"] for r in recovery], title="Recovery on test patients", x="R2 or AUROC"))
     factors = [r for r in evaluation["headline"]["factors"] if r["test"] is not None]
     names = [f"{r['factor']}: {r['method']}" for r in factors]
@@ -195,8 +199,8 @@ def card(one: Document) -> dict[str, Any]:
         start, stop, unit = beat["axis"]
         x = np.linspace(start, stop, len(beat["high_P"])).tolist()
         low, high = (Line(name=n, x=x, y=beat[f"{n}_P"], band=np.array(beat[f"{n}_band_2P"])) for n in ("low", "high"))
-        drawn.append(lines([high, low], title=f"Average beat {beat['name']} ({beat['of']}, {beat['n_patients']} patients)", x=unit, y="height"))
-        gap = Line(name="high less low", x=x, y=beat["difference_P"], band=np.array(beat["difference_band_2P"]))
+        drawn.append(lines([high, low], title=f"Average beat {beat['name']}, {beat['n_patients']} {beat['of']}", x=unit, y="height"))
+        gap = Line(name="difference", x=x, y=beat["difference_P"], band=np.array(beat["difference_band_2P"]))
         sure = [y if p < 0.05 else None for y, p in zip(beat["difference_P"], beat["p_P"], strict=True)]
         drawn.append(lines([gap, Line(name="p < 0.05", x=x, y=sure, joined=False)], title="Difference, clusters with p < 0.05 marked", x=unit, y="height"))
         second = [Line(name=n, x=x, y=beat[f"second_{n}_P"]) for n in ("high", "low")]
@@ -206,7 +210,7 @@ def card(one: Document) -> dict[str, Any]:
         effect = [row[0] for row in occlusion["effect_BK"]]
         x = [(n + 0.5) / len(effect) for n in range(len(effect))]
         band = np.array(occlusion["band_2BK"])[:, :, 0]
-        own = Line(name="this phase flattened", x=x, y=effect, band=band, marked=True)
+        own = Line(name="this phase", x=x, y=effect, band=band, marked=True)
         control = Line(name="random places", x=x, y=[row[0] for row in occlusion["control_BK"]], dashed=True)
         drawn.append(lines([own, control], title=f"Occlusion ({occlusion['n_patients_K'][0]} patients)", x="phase of the beat", y="relative change"))
     elif occlusion.get("note"):

@@ -56,6 +56,7 @@ def test_the_evaluation_holds_every_dictionary_and_baseline(study):
     assert {row["name"] for row in found["baselines"]} >= {"pca", "random"} and found["headline"]["name"] == "32_full_0"
     assert {row["factor"] for row in found["headline"]["factors"]} >= {"age", "stiffness", "rate", "af"}
     assert {row["ablation"] for row in found["ablations"]} == {"full", "vanilla"} and found["stability"][0]["floor"] is not None
+    assert any("halves of the patients" in row["ablation"] and row["n_pairs"] == 1 for row in found["stability"])
     assert found["counts"]["test_patients"] < found["counts"]["patients"]
 
 

@@ -25,12 +25,12 @@ class StudyConfig:
 
     cohort: Cohort  # what is embedded, prepared unfiltered, so that views can be made before the filter
     pretrain: PretrainConfig  # our own encoder, where none is named
-    level: str | None = None  # of the encoder; None: the deepest
-    pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std"] = "mean+max"
+    level: str | None = "all"  # of the encoder; None: the deepest. Early levels hold the shape of a pulse, late ones its rhythm
+    pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std"] = "mean"
     views: int = 1  # augmented views of each window
-    sae: SaeConfig = field(default_factory=lambda: SaeConfig(width=256))
+    sae: SaeConfig = field(default_factory=lambda: SaeConfig(width=256, norm="per_dim"))
     loss: LossConfig = field(default_factory=LossConfig)
-    control: L0Control = field(default_factory=lambda: L0Control(target=16.0))  # ablations are compared at one sparsity
+    control: L0Control = field(default_factory=lambda: L0Control(target=32.0))  # ablations are compared at one sparsity; near an eighth of d
     fit: FitConfig = field(default_factory=FitConfig)
     n_concepts: tuple[int, ...] = (256, 512, 1024)  # the sweep of `full`
     seeds: tuple[int, ...] = (0, 1)
@@ -87,10 +87,9 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> StudyConfig:
     return StudyConfig(
         cohort=cohort,
         pretrain=pretrain,
-        pool="mean",
         fit=FitConfig(n_epochs=20, batch_size=4096),
         n_concepts=(1024, 2048, 4096, 8192),
         seeds=(0, 1, 2),
         ablation_concepts=4096,
-        control=L0Control(target=32.0),
+        control=L0Control(target=64.0),
     )

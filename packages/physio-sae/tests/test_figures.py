@@ -36,7 +36,7 @@ def test_undefined_values_leave_gaps_and_say_so():
     drawn = bars(["a", "b"], [0.5, None], [(0.4, 0.6), None], title="ablations", x="EV")
     assert "not defined" in drawn and drawn.count('<line class="whisker"') == 1
     assert "nothing to draw" in lines([Line(name="a", x=[np.nan], y=[1.0])], title="t", x="x", y="y")
-    assert "b (empty)" in lines([Line(name="a", x=[0, 1], y=[1, 2]), Line(name="b", x=[], y=[])], title="t", x="x", y="y")
+    assert "b (none)" in lines([Line(name="a", x=[0, 1], y=[1, 2]), Line(name="b", x=[], y=[])], title="t", x="x", y="y")
     for svg in (drawn, histogram([1, 2, np.nan, 2], title="h", x="x"), histogram([], title="h", x="x")):
         assert "nan" not in svg.lower() and ElementTree.fromstring(svg).tag == f"{SVG}svg"
 

@@ -11,6 +11,7 @@ import numpy as np
 
 COLOURS = ("#1b6ca8", "#c8553d", "#5b8c5a", "#8d6a9f", "#b08900", "#4f5d75", "#d17ba5", "#2a9d8f")
 LEFT, RIGHT, TOP, BOTTOM = 58, 14, 26, 44
+LEGEND = 104  # what a legend takes to the right of the axes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class Scale:
         if self.log:
             decades = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
             fine = (1, 2, 5) if len(decades) < 4 else (1,)
-            return [m * 10.0**d for d in decades for m in fine if self.low * 0.999 <= m * 10.0**d <= self.high * 1.001]
+            found = [m * 10.0**d for d in decades for m in fine if self.low * 0.999 <= m * 10.0**d <= self.high * 1.001]
+            return found or [round(math.sqrt(self.low * self.high), 1)]
         span = self.high - self.low
         step = 10.0 ** math.floor(math.log10(span / 4))
         step *= next(m for m in (1, 2, 5, 10) if span / (step * m) <= 6)
@@ -61,14 +63,15 @@ def lines(series: Sequence[Line], *, title: str, x: str, y: str, width: int = 46
     ys = [v for s in drawn for v in finite(s)[:, 1]] + [v for s in drawn if s.band is not None for v in np.asarray(s.band).reshape(-1) if np.isfinite(v)]
     if not xs:
         return empty(title, width, height)
-    across, up = scales(xs, ys, width, height, log_x)
-    body = [axes(across, up, x, y, width, height)]
+    inner = width - (LEGEND if len(series) > 1 else 0)
+    across, up = scales(xs, ys, inner, height, log_x)
+    body = [axes(across, up, x, y, inner, height)]
     for n, one in enumerate(series):
         colour = COLOURS[n % len(COLOURS)]
         if one.band is not None and len(finite(one)):
             body.append(band(one, across, up, colour))
         body.append(drawing(one, across, up, colour))
-    return frame(title, [*body, legend(series, width)], width, height)
+    return frame(title, [*body, legend(series, inner)], width, height)
 
 
 def bars(names: Sequence[str], values: Sequence[float | None], intervals: Sequence[tuple[float, float] | None], *, title: str, x: str, width: int = 460) -> str:
@@ -165,14 +168,14 @@ def drawing(line: Line, across: Scale, up: Scale, colour: str) -> str:
     return "".join(parts)
 
 
-def legend(series: Sequence[Line], width: int) -> str:
+def legend(series: Sequence[Line], start: int) -> str:
     if len(series) < 2:
         return ""
     parts = []
     for n, one in enumerate(series):
-        at = TOP + 6 + 14 * n
-        parts.append(f'<rect x="{width - RIGHT - 8}" y="{at - 8}" width="8" height="8" fill="{COLOURS[n % len(COLOURS)]}"/>')
-        parts.append(text(width - RIGHT - 12, at, one.name if len(finite(one)) else f"{one.name} (empty)", "end"))
+        at = TOP + 10 + 16 * n
+        parts.append(f'<rect x="{start - RIGHT + 8}" y="{at - 8}" width="8" height="8" fill="{COLOURS[n % len(COLOURS)]}"/>')
+        parts.append(text(start - RIGHT + 20, at, one.name if len(finite(one)) else f"{one.name} (none)", "start"))
     return "".join(parts)
 
 
