@@ -21,7 +21,9 @@ from torch import nn
 
 import extras
 from physio_data.corpora import corpus as corpus_of
+from physio_data.order import BlockShuffle, Mixture
 from physio_data.prepare import PrepareConfig
+from physio_data.shards import chunk_windows
 from physio_data.store import Store, Stores
 from physio_models import FITS, MODELS, OBJECTIVES, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
@@ -79,6 +81,8 @@ class PretrainConfig:
     validate_on: tuple[str, ...] = ("val",)  # folds whose masked loss names the best step; () takes the last
     log_every: int = 10  # steps between lines of metrics.jsonl
     language_model: str = ""  # folder or Hub id, frozen; for objectives that read reports
+    weights: tuple[float, ...] = ()  # shares of several stores (--data A B --weights 2 1); () takes every window once an epoch
+    shuffle: Literal["exact", "blocks"] = "exact"  # blocks: neighbouring windows together, for stores that memory does not hold
     probe: ReadOut = ReadOut()
 
 
@@ -235,17 +239,14 @@ class WithNext:
 
     def __init__(self, store: Store | Stores) -> None:
         self.store = store
-        follows = np.isclose(store.index["dt_next_s"], store.window_s, atol=1e-6)
-        next_N = store.index["next"]
-        self._next_N = np.where(follows & (next_N >= 0), next_N, -1)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = self.store.batch(rows)
-        next_B = self._next_N[rows]
-        there_B = next_B >= 0
+        next_B = self.store.at("next", rows)
+        there_B = (next_B >= 0) & np.isclose(self.store.at("dt_next_s", rows), self.store.window_s, atol=1e-6)
         after = self.store.batch(np.where(there_B, next_B, rows))
         if "valid" in batch:
             there_B &= batch["valid"].all(1) & after["valid"].all(1)
@@ -298,17 +299,29 @@ def parts(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray, validati
     needs = (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
     columns = extras.columns(needs, store, task=cfg.probe.task, language_model=cfg.language_model)
     transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None)
-    batches = Batches(extras.Carrying(WithNext(store) if cfg.shift else store, columns), rows, transform=transform, **share)
+    carrying = extras.Carrying(WithNext(store) if cfg.shift else store, columns)
+    batches = Batches(carrying, rows, transform=transform, order=order_of(cfg, store), **share)
     validation = None
     if len(validation_rows) >= world.world_size:
         validation = Batches(extras.Carrying(store, columns), validation_rows, transform=transform, shuffle=False, **share)
     return Parts(build_model(cfg, cfg.fit.seed), cfg.objective, batches, validation)
 
 
+def order_of(cfg: PretrainConfig, store: Store | Stores) -> Mixture | BlockShuffle | None:
+    """How an epoch of training orders its windows; None for the exact shuffle. ValueError for weights that do not fit the stores."""
+    if cfg.weights:
+        if cfg.shuffle == "blocks":
+            raise ValueError("--weights mixes the stores window by window, --shuffle blocks reads neighbours together: give one of the two")
+        return Mixture(sizes=store.sizes if isinstance(store, Stores) else (len(store),), weights=cfg.weights)
+    if cfg.shuffle == "exact":
+        return None
+    first = store.stores[0] if isinstance(store, Stores) else store
+    return BlockShuffle(block=chunk_windows(len(store.channels), store.n_samples, first.manifest["dtype"]))
+
+
 def validation_rows(cfg: PretrainConfig, store: Store | Stores) -> np.ndarray:
     """Rows of the validation folds that exist; empty where there are none."""
-    there = set(np.unique(store.index["fold"]).tolist())
-    folds = [fold for fold in fold_names(cfg.validate_on) if fold in there]
+    folds = [fold for fold in fold_names(cfg.validate_on) if fold in store.folds]
     return store.rows(tuple(folds)) if folds else np.zeros(0, np.int64)
 
 

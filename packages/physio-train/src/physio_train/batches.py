@@ -31,11 +31,22 @@ class Dataset(Protocol):
     def __getitem__(self, row: int) -> dict[str, Any]: ...
 
 
+class RowOrder(Protocol):
+    """An order of an epoch other than the exact shuffle, as a frozen dataclass whose fields say all: its repr goes into the saved position."""
+
+    def length(self, rows: np.ndarray) -> int:
+        """How many rows an epoch has."""
+
+    def __call__(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch in order; a pure function."""
+
+
 class Batches:
     """Iterator of batches; `next(batches)` never ends. `state_dict()` is a position that `load_state_dict` returns to exactly.
 
     `rows` are the dataset's rows to draw from (a store's train fold). `n_workers` processes read ahead; with 0 the batch is
-    read when asked for. Either way batches are identical. `transform(batch, streams)` runs where the batch is read.
+    read when asked for. Either way batches are identical. `transform(batch, streams)` runs where the batch is read. `order` replaces
+    the permutation of an epoch: a block shuffle, or a mixture in which rows may come several times.
     """
 
     def __init__(
@@ -48,6 +59,7 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        order: RowOrder | None = None,
         n_workers: int = 0,
         transform: Transform | None = None,
         pin_memory: bool = False,
@@ -61,6 +73,9 @@ class Batches:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
         if n_workers < 0:
             raise ValueError(f"n_workers must be 0 (read in this process) or more, got {n_workers}")
+        if order is not None and not shuffle:
+            raise ValueError("order says how an epoch is shuffled, shuffle=False that it is not: give one of the two")
+        self.order = order
         self.batch_size, self.seed, self.rank, self.world_size, self.shuffle = batch_size, seed, rank, world_size, shuffle
         self._n_workers, self._pin_memory = n_workers, pin_memory
         self._reader = _Reader(dataset, transform, seed)
@@ -70,7 +85,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Full global batches in an epoch; ValueError where there are fewer windows than one batch."""
-        n = len(self.rows) // self.batch_size
+        n = (len(self.rows) if self.order is None else self.order.length(self.rows)) // self.batch_size
         if n == 0:
             raise ValueError(f"batch_size={self.batch_size} exceeds the {len(self.rows)} windows there are: lower batch_size or give more rows")
         return n
@@ -81,7 +96,7 @@ class Batches:
     def __next__(self) -> Batch:
         steps_per_epoch = self.steps_per_epoch
         if self._source is None:
-            order = _Order(self.rows, self.batch_size, self.seed, self.shuffle, self.rank, self.world_size)
+            order = _Order(self.rows, self.batch_size, self.seed, self.shuffle, self.rank, self.world_size, self.order)
             self._source = self._read(order.tickets(self._epoch, self._batch))
         batch = next(self._source)
         self._batch += 1
@@ -107,14 +122,16 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position. ValueError where rows, batch size, seed or order are not those it was saved with."""
-        different = [key for key, value in self._identity().items() if state.get(key) != value]
+        own = self._identity()
+        different = [key for key in {**own, "order": None} if state.get(key) != own.get(key)]
         if different:
             raise ValueError(f"the saved sampler position belongs to other batches ({', '.join(different)} differ): resume with the same data and order")
         self._epoch, self._batch, self._source = int(state["epoch"]), int(state["batch"]), None
 
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()
-        return {"batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle, "n_rows": len(self.rows), "rows_sha256": digest}
+        identity = {"batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle, "n_rows": len(self.rows), "rows_sha256": digest}
+        return identity if self.order is None else {**identity, "order": repr(self.order)}
 
     def _read(self, tickets: Iterator[tuple[int, np.ndarray]]) -> Iterator[Batch]:
         if self._n_workers == 0:
@@ -138,15 +155,21 @@ class _Order:
     shuffle: bool
     rank: int
     world_size: int
+    order: RowOrder | None = None
 
     def tickets(self, epoch: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, rows of this rank), from a position on and without end."""
         while True:
-            order = self.rows[permutation(self.seed, epoch, len(self.rows))] if self.shuffle else self.rows
-            for b in range(batch, len(self.rows) // self.batch_size):
+            order = self._epoch(epoch)
+            for b in range(batch, len(order) // self.batch_size):
                 rows = order[b * self.batch_size : (b + 1) * self.batch_size]
                 yield epoch, np.array_split(rows, self.world_size)[self.rank]
             epoch, batch = epoch + 1, 0
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self.order is not None:
+            return self.order(self.rows, self.seed, epoch)
+        return self.rows[permutation(self.seed, epoch, len(self.rows))] if self.shuffle else self.rows
 
 
 @dataclass(frozen=True)
