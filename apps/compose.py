@@ -23,7 +23,9 @@ import extras
 import tokens
 from physio_bpe import Tokenizer
 from physio_data.corpora import corpus as corpus_of
+from physio_data.order import BlockShuffle, Mixture
 from physio_data.prepare import PrepareConfig
+from physio_data.shards import chunk_windows
 from physio_data.store import Store, Stores
 from physio_models import FITS, MODELS, OBJECTIVES, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
@@ -82,7 +84,8 @@ class PretrainConfig:
     crop_s: float | None = None  # train on stretches of this length cut from each window at a place drawn anew each epoch, seconds; None: whole windows
     shift: bool = True  # start each training window at a random offset, drawn anew each epoch, where a gap-free window follows
     use: tuple[str, ...] = ("train",)  # folds to pretrain on, by name or as a range of numbers: 1-5
-    mix: tuple[float, ...] = ()  # of several stores: the share of windows that each gives, in proportion; () goes through all windows once an epoch
+    mix: tuple[float, ...] = ()  # of several stores: the share of windows that each gives (--data A B --mix 2 1); () takes every window once an epoch
+    shuffle: Literal["exact", "blocks"] = "exact"  # blocks: neighbouring windows together, for stores that memory does not hold
     class_weights: bool = False  # supervised: weigh classes by inverse frequency in the training windows, clipped to 0.1-10
     validate_on: tuple[str, ...] = ("val",)  # folds whose masked loss names the best step; () takes the last
     log_every: int = 10  # steps between lines of metrics.jsonl
@@ -278,17 +281,14 @@ class WithNext:
 
     def __init__(self, store: Store | Stores) -> None:
         self.store = store
-        follows = np.isclose(store.index["dt_next_s"], store.window_s, atol=1e-6)
-        next_N = store.index["next"]
-        self._next_N = np.where(follows & (next_N >= 0), next_N, -1)
 
     def __len__(self) -> int:
         return len(self.store)
 
     def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         batch = self.store.batch(rows)
-        next_B = self._next_N[rows]
-        there_B = next_B >= 0
+        next_B = self.store.at("next", rows)
+        there_B = (next_B >= 0) & np.isclose(self.store.at("dt_next_s", rows), self.store.window_s, atol=1e-6)
         after = self.store.batch(np.where(there_B, next_B, rows))
         if "valid" in batch:
             there_B &= batch["valid"].all(1) & after["valid"].all(1)
@@ -369,9 +369,8 @@ def parts(
     crop = None if n_crop is None else RandomCrop(length=n_crop)
     tokenize = None if tokenizer is None else tokens.Tokenize(tokenizer, cfg.model.n_positions)
     transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None, crop, tokenize)
-    group = group_of(store, rows, cfg.mix)
     source = extras.Carrying(WithNext(store) if cfg.shift else store, columns)
-    batches = Batches(source, rows, transform=transform, group=group, weights=cfg.mix, **share)
+    batches = Batches(source, rows, transform=transform, order=order_of(cfg, store), **share)
     validation, validation_rows = None, spread(validation_rows, cfg.fit.validate_items)
     if len(validation_rows) >= world.world_size:
         validation = Batches(extras.Carrying(store, columns), validation_rows, transform=transform, shuffle=False, **share)
@@ -379,24 +378,30 @@ def parts(
     return Parts(started(model, cfg.weights) if cfg.weights else model, objective_of(cfg, store, rows), batches, validation)
 
 
+def order_of(cfg: PretrainConfig, store: Store | Stores) -> Mixture | BlockShuffle | None:
+    """How an epoch of training orders its windows; None for the exact shuffle. ValueError for a mix that does not fit the stores."""
+    if cfg.mix:
+        if cfg.shuffle == "blocks":
+            raise ValueError("--mix mixes the stores window by window, --shuffle blocks reads neighbours together: give one of the two")
+        sizes = store.sizes if isinstance(store, Stores) else (len(store),)
+        if len(cfg.mix) != len(sizes):
+            raise ValueError(f"mix has {len(cfg.mix)} shares for {len(sizes)} stores: give one a store")
+        return Mixture(sizes=sizes, weights=cfg.mix)
+    if cfg.shuffle == "exact":
+        return None
+    first = store.stores[0] if isinstance(store, Stores) else store
+    return BlockShuffle(block=chunk_windows(len(store.channels), store.n_samples, first.manifest["dtype"]))
+
+
 def validation_rows(cfg: PretrainConfig, store: Store | Stores) -> np.ndarray:
     """Rows of the validation folds that exist; empty where there are none."""
-    there = set(np.unique(store.index["fold"]).tolist())
-    folds = [fold for fold in fold_names(cfg.validate_on) if fold in there]
+    folds = [fold for fold in fold_names(cfg.validate_on) if fold in store.folds]
     return store.rows(tuple(folds)) if folds else np.zeros(0, np.int64)
 
 
 def spread(rows: np.ndarray, n: int | None) -> np.ndarray:
     """At most n of some rows, spread evenly over them; None gives all."""
     return rows if n is None or n >= len(rows) else rows[np.arange(n) * len(rows) // n]
-
-
-def group_of(store: Store | Stores, rows: np.ndarray, mix: Sequence[float]) -> np.ndarray | None:
-    """The store that each row comes from; None without a mix. ValueError for a mix that does not name each store once."""
-    sizes = [len(one) for one in store.stores] if isinstance(store, Stores) else [len(store)]
-    if mix and len(mix) != len(sizes):
-        raise ValueError(f"mix has {len(mix)} shares for {len(sizes)} stores: give one a store")
-    return np.searchsorted(np.cumsum(sizes), rows, side="right") if mix else None
 
 
 def objective_of(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray) -> Any:

@@ -92,7 +92,7 @@ class Prepare:
     info: bool = False
     """Print what the corpus is and has, and stop."""
     report: bool = False
-    """Print windows by fold, labels by task and rejections by reason at the end."""
+    """Write report.html beside the shards (for s3:// in this folder): counts, examples kept and rejected, spectra before and after."""
     dry_run: bool = False
     """Cut the first record only, print shapes, write nothing."""
 
@@ -115,6 +115,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         say(line)
     if app.report:
         print(report(out))
+        say(f"report: {write_report(cfg, out)}")
     counts = {key: manifest[key] for key in ("n_windows", "n_records", "folds", "n_rejected", "rejected", "fs", "n_samples", "channels")}
     return {"store": str(out), **counts, "seconds": round(time.monotonic() - began, 1)}
 
@@ -279,6 +280,20 @@ def report(out: Path | str) -> str:
             what = ", ".join(f"{name}: {n}" for name, n in zip(named, counts, strict=True))
         lines.append(f"task {name}: {len(there)} known, {what}")
     return "\n".join([*lines, *(f"rejected {reason}: {count}" for reason, count in store.manifest["rejected"].items())])
+
+
+def write_report(cfg: PrepareConfig, out: Path | str) -> Path:
+    """The HTML page of a store. The examples need the corpus's files; where they are gone it has the counts."""
+    import store_page
+
+    from physio_data.evidence import gather
+    from physio_data.store import Store
+
+    there = cfg.root is None or Path(cfg.root).exists()
+    path = Path(f"{out.rpartition('/')[2]}-report.html") if isinstance(out, str) else out / "report.html"
+    store = Store(out)
+    reasons = [name for name in store.manifest["rejected"] if name != "edge"]  # beats too near an end have no window to show
+    return store_page.write(path, store, gather(cfg, reasons=reasons) if there else None)
 
 
 if __name__ == "__main__":

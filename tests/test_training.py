@@ -122,7 +122,7 @@ def test_several_stores_come_in_their_proportions_and_resume_exactly(here, store
     drawn = np.concatenate([next(batches)["index"].numpy() for _ in range(batches.steps_per_epoch)])
     assert (drawn >> 48).mean() == pytest.approx(0.75, abs=0.05)
     with pytest.raises(ValueError, match="3 shares for 2 stores"):
-        compose.group_of(both, rows, (1, 1, 1))
+        compose.order_of(replace(cfg, mix=(1.0, 1.0, 1.0)), both)
 
 
 def test_stretches_are_cut_from_the_windows_at_places_drawn_anew(here, stores):

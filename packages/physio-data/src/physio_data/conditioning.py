@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import TYPE_CHECKING, Literal
 
@@ -118,6 +118,23 @@ def window_starts(n_total: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarra
     if plan.pad_tail and n_total - tail >= plan.n_samples / 2 and n_total - tail < plan.n_samples:
         start_N, n_valid_N = np.append(start_N, tail), np.append(n_valid_N, n_total - tail)
     return start_N, n_valid_N
+
+
+def examined(recording: Recording, plan: WindowPlan, corpus: Corpus) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Every whole window of a record with the plan's channels, whatever its quality: (N, C, T) as stored, reason bits (N,), first samples (N,)
+    at the plan's rate, and (N, C, T') as recorded, in the plan's units. Windows begin within the first `BLOCK_S` seconds.
+    """
+    gain_C1 = np.array([_gain(recording.record, *pair) for pair in zip(recording.units, plan.units, strict=True)], np.float32)[:, None]
+    n_total = n_samples(recording.duration_s, plan.fs)
+    start_N = window_starts(n_total, replace(plan, pad_tail=False))[0] if plan.around is None else beat_starts(recording, corpus, n_total, plan)[1]
+    start_N = start_N[start_N < BLOCK_S * plan.fs]
+    if not len(start_N):
+        empty = np.empty((0, len(plan.channels), plan.n_samples), np.float32)
+        return empty, np.empty(0, np.uint32), start_N, empty
+    lo, hi = int(start_N[0]), int(start_N[-1]) + plan.n_samples
+    x_NCT = cut(conditioned(recording, gain_C1, lo, hi, plan), start_N - lo, plan.n_samples)
+    bits_N = _reasons(x_NCT, recording, start_N, np.full(len(start_N), plan.n_samples), plan)
+    return x_NCT, bits_N, start_N, _as_recorded(recording, start_N, plan.n_samples, plan.fs) * gain_C1
 
 
 def _kept(recording: Recording, gain_C1: np.ndarray, start_N: np.ndarray, n_valid_N: np.ndarray, n_total: int, plan: WindowPlan):

@@ -250,6 +250,15 @@ def _record_ids(cfg: PrepareConfig, corpus: Corpus, options: Mapping[str, object
     return record_ids
 
 
+def plan_of(cfg: PrepareConfig) -> tuple[WindowPlan, tuple[str, ...], dict[str, object]]:
+    """How `prepare` would cut the windows of this config: the plan, the record ids in order, the corpus's options."""
+    corpus = corpus_of(cfg.corpus)
+    cfg = cfg.settled(corpus)
+    options = _options(cfg, corpus)
+    record_ids = _record_ids(cfg, corpus, options)
+    return _plan(cfg, corpus, record_ids, options), record_ids, options
+
+
 def _plan(cfg: PrepareConfig, corpus: Corpus, record_ids: Sequence[str], options: Mapping[str, object]) -> WindowPlan:
     """Fix channels, units, rate and length by the first record where the config leaves them open."""
     first = corpus.open_record(cfg.root, record_ids[0], **options)

@@ -6,6 +6,8 @@ kept for a while. Shape letters: N windows of the shard, B rows asked for, C cha
 
 from __future__ import annotations
 
+import math
+import mmap
 import os
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -125,6 +127,7 @@ class Shard:
         self.dtype, self.compression = dtype, compression
         self._check_size(int(entry["bytes"]))
         self._offsets = self._locate()
+        self._memory: mmap.mmap | None = None
         self._maps: dict[str, np.ndarray] = {}
         self._maps_of_columns: dict[str, np.ndarray] = {}
         self._chunked: h5py.Dataset | None = None
@@ -162,8 +165,7 @@ class Shard:
         if name not in self._maps:
             dtype = "<i2" if name == "signal" and self.dtype == "int16" else "<f4"
             width = self.shape[1] * (self.shape[2] if name == "signal" else 1)
-            mapped = np.memmap(self.path, dtype=dtype, mode="r", offset=self._offsets[name], shape=(self.n_windows, width))
-            self._maps[name] = mapped.view(np.ndarray)  # a plain view: np.memmap's own indexing costs more than a short read
+            self._maps[name] = self._view(dtype, self._offsets[name], (self.n_windows, width))
         return self._maps[name]
 
     def take(self, name: str, rows_B: np.ndarray, out_BS: np.ndarray, places_B: np.ndarray) -> None:
@@ -201,11 +203,21 @@ class Shard:
             with h5py.File(self.path, "r") as file:
                 data = file[f"index/{name}"]
                 offset = data.id.get_offset()
-                if offset is None:
-                    self._maps_of_columns[name] = data[()]
-                else:
-                    self._maps_of_columns[name] = np.memmap(self.path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape).view(np.ndarray)
+                shape, dtype, values = data.shape, data.dtype, data[()] if offset is None else None
+            self._maps_of_columns[name] = self._view(dtype, offset, shape) if values is None else values
         return self._maps_of_columns[name]
+
+    def _view(self, dtype: np.dtype | str, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+        """An array over a part of the mapped file. Plain, not np.memmap, whose own indexing costs more than a short read."""
+        if self._memory is None:
+            with open(self.path, "rb") as file:
+                self._memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return np.frombuffer(self._memory, dtype, math.prod(shape), offset).reshape(shape)
+
+    def release(self) -> None:
+        """Give back the memory of what was looked at; it stays in the system's page cache, and views stay valid."""
+        if self._memory is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._memory.madvise(mmap.MADV_DONTNEED)
 
     def names(self) -> list[str]:
         """The names of the columns under `/index`, sorted."""

@@ -14,6 +14,9 @@ from physio_data.manifest import file_sha256, read_manifest
 from physio_data.remote import is_remote, local_store
 from physio_data.shards import Shard, decoded
 
+_SMALL_BYTES = 1 << 30  # of a store that may stay mapped as a whole
+_MAPPED_BYTES = 1 << 26  # what random reads of a larger one may leave mapped
+_FAULT_BYTES = 1 << 16  # what the system maps around one read
 STORE_SHIFT = 48  # an item of several stores has index = store << 48 | row
 
 
@@ -30,6 +33,9 @@ class Columns(Mapping[str, np.ndarray]):
         if name not in self._read:
             self._read[name] = np.concatenate([shard.column(name) for shard in self._shards])
         return self._read[name]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the column
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -64,6 +70,8 @@ class Store:
         if self._first_S[-1] != self.manifest["n_windows"]:
             raise ValueError(f"{self.path} is damaged: its shards hold {self._first_S[-1]} windows, the manifest says {self.manifest['n_windows']}")
         self._maps: dict[str, list[np.ndarray]] = {}
+        self._large = sum(int(entry["bytes"]) for entry in self.manifest["shards"]) > _SMALL_BYTES
+        self._touched = 0
         self.index = Columns(self.manifest["columns"], self._shards)
         self.task = self._resolve_task(task)
         if verify:
@@ -110,6 +118,7 @@ class Store:
         for shard, first in zip(self._shards, self._first_S, strict=False):
             fold_N = shard.mapped_column("fold")
             found.append(first + np.flatnonzero(np.logical_or.reduce([fold_N == name for name in wanted])))
+            shard.release()
         return np.concatenate(found)
 
     @property
@@ -126,13 +135,16 @@ class Store:
         rows_B = self._checked(rows)
         maps = [shard.mapped_column(name) for shard in self._shards]
         if len(maps) == 1:
-            return decoded(maps[0][rows_B])
+            values_B = maps[0][rows_B]
+            self._note_read(values_B)
+            return decoded(values_B)
         shard_B = np.searchsorted(self._first_S, rows_B, side="right") - 1
         width = max((part.dtype for part in maps), key=lambda dtype: dtype.itemsize)
         values_B = np.empty((len(rows_B), *maps[0].shape[1:]), width)
         for number in np.unique(shard_B).tolist():
             here = shard_B == number
             values_B[here] = maps[number][rows_B[here] - self._first_S[number]]
+        self._note_read(values_B)
         return decoded(values_B)
 
     def label(self, task: str | None = None) -> np.ndarray:
@@ -168,11 +180,22 @@ class Store:
     def _signal(self, rows_B: np.ndarray) -> np.ndarray:
         shape_BCT = (len(rows_B), len(self.channels), self.n_samples)
         stored_BS = self._gathered("signal", rows_B)
+        self._note_read(stored_BS)
         if stored_BS.dtype == np.float32:
             return stored_BS.reshape(shape_BCT)
         signal_BCT = stored_BS.reshape(shape_BCT) * self._gathered("scale", rows_B)[..., None]
         signal_BCT += self._gathered("offset", rows_B)[..., None]
         return signal_BCT
+
+    def _note_read(self, values_B: np.ndarray) -> None:
+        """Keep the resident memory of a large store bounded: what was mapped is given back now and then."""
+        if not self._large:
+            return
+        self._touched += max(values_B.nbytes, len(values_B) * _FAULT_BYTES)
+        if self._touched > _MAPPED_BYTES:
+            self._touched = 0
+            for shard in self._shards:
+                shard.release()
 
     def _gathered(self, name: str, rows_B: np.ndarray) -> np.ndarray:
         """Rows of a dataset, in the order asked for; every sample of a mapped one is copied once."""
@@ -370,6 +393,9 @@ class _JoinedColumns(Mapping[str, np.ndarray]):
                 parts = [np.where(part < 0, -1, part + start) for part, start in zip(parts, first[:-1], strict=True)]
             self._read[name] = np.concatenate(parts)
         return self._read[name]
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the column
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)

@@ -9,7 +9,7 @@ Shapes: B windows of this rank, C channels, T samples.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -31,15 +31,22 @@ class Dataset(Protocol):
     def __getitem__(self, row: int) -> dict[str, Any]: ...
 
 
+class RowOrder(Protocol):
+    """An order of an epoch other than the exact shuffle, as a frozen dataclass whose fields say all: its repr goes into the saved position."""
+
+    def length(self, rows: np.ndarray) -> int:
+        """How many rows an epoch has."""
+
+    def __call__(self, rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+        """The rows of an epoch in order; a pure function."""
+
+
 class Batches:
     """Iterator of batches; `next(batches)` never ends. `state_dict()` is a position that `load_state_dict` returns to exactly.
 
     `rows` are the dataset's rows to draw from (a store's train fold). `n_workers` processes read ahead; with 0 the batch is
-    read when asked for. Either way batches are identical. `transform(batch, streams)` runs where the batch is read.
-
-    With `weights`, windows come from groups (`group` says which each row belongs to, 0, 1, ...) in these proportions: an
-    epoch still counts as many windows as there are rows, a group is gone through in an order of its own, and begun again
-    when it ends. Without, every window comes once an epoch.
+    read when asked for. Either way batches are identical. `transform(batch, streams)` runs where the batch is read. `order` replaces
+    the permutation of an epoch: a block shuffle, or a mixture in which rows may come several times.
     """
 
     def __init__(
@@ -52,11 +59,10 @@ class Batches:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
+        order: RowOrder | None = None,
         n_workers: int = 0,
         transform: Transform | None = None,
         pin_memory: bool = False,
-        group: np.ndarray | None = None,
-        weights: Sequence[float] = (),
     ) -> None:
         self.rows = np.ascontiguousarray(rows, dtype=np.int64)
         if self.rows.ndim != 1 or len(self.rows) == 0:
@@ -67,9 +73,11 @@ class Batches:
             raise ValueError(f"rank must lie in 0..{world_size - 1}, got {rank}")
         if n_workers < 0:
             raise ValueError(f"n_workers must be 0 (read in this process) or more, got {n_workers}")
+        if order is not None and not shuffle:
+            raise ValueError("order says how an epoch is shuffled, shuffle=False that it is not: give one of the two")
+        self.order = order
         self.batch_size, self.seed, self.rank, self.world_size, self.shuffle = batch_size, seed, rank, world_size, shuffle
         self._n_workers, self._pin_memory = n_workers, pin_memory
-        self._mix = _mix(self.rows, group, weights, shuffle) if len(weights) else None
         self._reader = _Reader(dataset, transform, seed)
         self._epoch, self._batch = 0, 0
         self._source: Iterator[Batch] | None = None
@@ -77,7 +85,7 @@ class Batches:
     @property
     def steps_per_epoch(self) -> int:
         """Full global batches in an epoch; ValueError where there are fewer windows than one batch."""
-        n = len(self.rows) // self.batch_size
+        n = (len(self.rows) if self.order is None else self.order.length(self.rows)) // self.batch_size
         if n == 0:
             raise ValueError(f"batch_size={self.batch_size} exceeds the {len(self.rows)} windows there are: lower batch_size or give more rows")
         return n
@@ -88,7 +96,7 @@ class Batches:
     def __next__(self) -> Batch:
         steps_per_epoch = self.steps_per_epoch
         if self._source is None:
-            order = _Order(self.rows, self.batch_size, self.seed, self.shuffle, self.rank, self.world_size, self._mix)
+            order = _Order(self.rows, self.batch_size, self.seed, self.shuffle, self.rank, self.world_size, self.order)
             self._source = self._read(order.tickets(self._epoch, self._batch))
         batch = next(self._source)
         self._batch += 1
@@ -114,15 +122,16 @@ class Batches:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go to a saved position. ValueError where rows, batch size, seed or order are not those it was saved with."""
-        different = [key for key, value in self._identity().items() if state.get(key) != value]
+        own = self._identity()
+        different = [key for key in {**own, "order": None} if state.get(key) != own.get(key)]
         if different:
             raise ValueError(f"the saved sampler position belongs to other batches ({', '.join(different)} differ): resume with the same data and order")
         self._epoch, self._batch, self._source = int(state["epoch"]), int(state["batch"]), None
 
     def _identity(self) -> dict[str, Any]:
         digest = hashlib.sha256(self.rows.tobytes()).hexdigest()
-        mix = {} if self._mix is None else {"weights": list(self._mix.weights), "group_rows": [len(rows) for rows in self._mix.rows]}
-        return {"batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle, "n_rows": len(self.rows), "rows_sha256": digest, **mix}
+        identity = {"batch_size": self.batch_size, "seed": self.seed, "shuffle": self.shuffle, "n_rows": len(self.rows), "rows_sha256": digest}
+        return identity if self.order is None else {**identity, "order": repr(self.order)}
 
     def _read(self, tickets: Iterator[tuple[int, np.ndarray]]) -> Iterator[Batch]:
         if self._n_workers == 0:
@@ -146,63 +155,21 @@ class _Order:
     shuffle: bool
     rank: int
     world_size: int
-    mix: _Mix | None
+    order: RowOrder | None = None
 
     def tickets(self, epoch: int, batch: int) -> Iterator[tuple[int, np.ndarray]]:
         """(epoch, rows of this rank), from a position on and without end."""
         while True:
-            order = self.epoch(epoch)
-            for b in range(batch, len(self.rows) // self.batch_size):
+            order = self._epoch(epoch)
+            for b in range(batch, len(order) // self.batch_size):
                 rows = order[b * self.batch_size : (b + 1) * self.batch_size]
                 yield epoch, np.array_split(rows, self.world_size)[self.rank]
             epoch, batch = epoch + 1, 0
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """The rows of an epoch in their order."""
-        if self.mix is not None:
-            return self.mix.epoch(self.seed, epoch, len(self.rows))
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self.order is not None:
+            return self.order(self.rows, self.seed, epoch)
         return self.rows[permutation(self.seed, epoch, len(self.rows))] if self.shuffle else self.rows
-
-
-@dataclass(frozen=True)
-class _Mix:
-    """Rows of each group, and the share of an epoch that it gets."""
-
-    rows: tuple[np.ndarray, ...]
-    weights: tuple[float, ...]
-
-    def epoch(self, seed: int, epoch: int, n: int) -> np.ndarray:
-        """n rows: each group's next ones in its own endless order, then all shuffled."""
-        ends = np.round(np.cumsum(self.weights) / sum(self.weights) * n).astype(np.int64)
-        counts = np.diff(ends, prepend=0)
-        drawn = [self._of_group(seed, g, epoch * int(count), int(count)) for g, count in enumerate(counts)]
-        return np.concatenate(drawn)[permutation(seed, epoch, n)]
-
-    def _of_group(self, seed: int, group: int, start: int, count: int) -> np.ndarray:
-        """`count` rows from position `start` of a group's order, which is a new permutation each time round."""
-        own = self.rows[group]
-        out = []
-        while count > 0:
-            again, at = divmod(start, len(own))
-            order = permutation(int.from_bytes(hashlib.sha256(f"{seed}|group {group}".encode()).digest()[:7], "little"), again, len(own))
-            piece = own[order[at : at + count]]
-            out.append(piece)
-            start, count = start + len(piece), count - len(piece)
-        return np.concatenate(out) if out else own[:0]
-
-
-def _mix(rows: np.ndarray, group: np.ndarray | None, weights: Sequence[float], shuffle: bool) -> _Mix:
-    """The groups of some rows. ValueError for weights that do not name each group with windows once."""
-    if group is None or len(group) != len(rows):
-        raise ValueError(f"group must name the group of each of the {len(rows)} rows, got {None if group is None else len(group)}")
-    if not shuffle:
-        raise ValueError("weights draw groups in proportion, which has no fixed order: leave shuffle=True or weights=()")
-    if not all(np.isfinite(w) and w >= 0 for w in weights) or sum(weights) <= 0:
-        raise ValueError(f"weights must be 0 or more, one of them above 0, got {tuple(weights)}")
-    members = tuple(rows[np.asarray(group) == g] for g in range(len(weights)))
-    if sum(map(len, members)) != len(rows) or any(w > 0 and not len(m) for w, m in zip(weights, members, strict=True)):
-        raise ValueError(f"{len(weights)} weights for groups with {[len(m) for m in members]} of {len(rows)} rows: give one a group, 0 where a group is empty")
-    return _Mix(members, tuple(map(float, weights)))
 
 
 @dataclass(frozen=True)
