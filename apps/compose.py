@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from torch import nn
 
+import extras
 from physio_data.corpora import corpus as corpus_of
 from physio_data.prepare import PrepareConfig
 from physio_data.store import Store, Stores
-from physio_models import MODELS, OBJECTIVES, resolve
+from physio_models import FITS, MODELS, OBJECTIVES, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
 from physio_models.pretrained import build_untrained
 from physio_train import Batches, FitConfig, Streams, World
@@ -58,7 +59,7 @@ class ReadOut:
 
     task: str | None = None  # a task of the store; None where it has one only
     level: str = "all"  # a level of the model, or all of them pooled and concatenated
-    pool: Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"] = "mean+max+std"
+    pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std", "tokens"] = "mean+max+std"
     train: tuple[str, ...] = ("train", "val")  # folds the probe after pretraining is fitted on
     test: tuple[str, ...] = ("test",)  # folds it is scored on; they choose nothing
     twins: int = 5  # seeds of the random twin
@@ -77,6 +78,7 @@ class PretrainConfig:
     use: tuple[str, ...] = ("train",)  # folds to pretrain on, by name or as a range of numbers: 1-5
     validate_on: tuple[str, ...] = ("val",)  # folds whose masked loss names the best step; () takes the last
     log_every: int = 10  # steps between lines of metrics.jsonl
+    language_model: str = ""  # folder or Hub id, frozen; for objectives that read reports
     probe: ReadOut = ReadOut()
 
 
@@ -97,11 +99,15 @@ def fast_precision() -> Literal["fp32", "bf16"]:
 
 
 def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size: Size) -> PretrainConfig:
-    """The recipe with another network or objective by its table name, at its preset."""
+    """The recipe with another network or objective by its table name, at its preset. ValueError where the two do not fit."""
     if model is not None:
         cfg = replace(cfg, model=resolve(MODELS, model).preset(size))
     if objective is not None:
         cfg = replace(cfg, objective=resolve(OBJECTIVES, objective)())
+    trained, trains = row_of(cfg.model, MODELS), row_of(cfg.objective, OBJECTIVES)
+    if trained not in FITS[trains]:
+        fitting = [name for name, models in FITS.items() if trained in models]
+        raise ValueError(f"objective {trains!r} trains {', '.join(FITS[trains])} and not {trained!r}, which fits {', '.join(fitting) or 'none'}")
     return cfg
 
 
@@ -251,10 +257,13 @@ class ShiftAndNormalize:
     """The batch transform of training: a window at a random offset into itself and its successor, then the contract's normalisation."""
 
     normalization: str
+    morphology_fs: float | None = None  # Hz; None: no labels of the pulse's morphology
 
     def __call__(self, batch: dict[str, Any], streams: Streams) -> dict[str, Any]:
         if "has_next" in batch:
             batch = _shifted(dict(batch), streams)
+        if self.morphology_fs is not None:
+            batch = batch | {"aux": torch.from_numpy(extras.morphology(batch["signal"].numpy(), self.morphology_fs))}
         return batch | {"signal": normalize(batch["signal"], self.normalization, batch.get("valid"))[0]}
 
 
@@ -286,9 +295,13 @@ def parts(cfg: PretrainConfig, store: Store | Stores, rows: np.ndarray, validati
     """Network, objective and batches of a config, this rank's share of them."""
     world = world or World()
     share = {"batch_size": cfg.fit.batch_size, "seed": cfg.fit.seed, "rank": world.rank, "world_size": world.world_size}
-    transform = ShiftAndNormalize(cfg.normalization)
-    batches = Batches(WithNext(store) if cfg.shift else store, rows, transform=transform, **share)
-    validation = Batches(store, validation_rows, transform=transform, shuffle=False, **share) if len(validation_rows) >= world.world_size else None
+    needs = (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
+    columns = extras.columns(needs, store, task=cfg.probe.task, language_model=cfg.language_model)
+    transform = ShiftAndNormalize(cfg.normalization, store.fs if "aux" in needs else None)
+    batches = Batches(extras.Carrying(WithNext(store) if cfg.shift else store, columns), rows, transform=transform, **share)
+    validation = None
+    if len(validation_rows) >= world.world_size:
+        validation = Batches(extras.Carrying(store, columns), validation_rows, transform=transform, shuffle=False, **share)
     return Parts(build_model(cfg, cfg.fit.seed), cfg.objective, batches, validation)
 
 

@@ -63,8 +63,10 @@ def has_handcrafted(store: Store | Stores) -> bool:
 
 
 def twin_settings(cfg: PretrainConfig) -> tuple[str, ...]:
-    """The normalisations at which a twin is tried; a network without running statistics has one."""
-    return (INITIAL, UNMASKED, MASKED) if batch_norms(cfg.model.build()) else (INITIAL,)
+    """The normalisations at which a twin is tried: one for a network without running statistics, two where the objective hides nothing."""
+    if not batch_norms(cfg.model.build()):
+        return (INITIAL,)
+    return (INITIAL, UNMASKED, MASKED) if hasattr(cfg.objective, "reconstruct") else (INITIAL, UNMASKED)
 
 
 def twin(cfg: PretrainConfig, contract: InputContract, setting: str, seed: int, store: Store | Stores, rows_N: np.ndarray) -> Encoder:

@@ -12,11 +12,13 @@ import numpy as np
 def loss(path: Path, metrics: Sequence[Mapping[str, Any]]) -> Path:
     """Training and validation loss by step, from the lines of metrics.jsonl."""
     fig, ax = _figure(7, 4)
+    lowest = float("inf")
     for key, style in (("loss", {"lw": 1}), ("val_loss", {"marker": "o", "ms": 4})):
         points = [(line["step"], line[key]) for line in metrics if line.get(key) is not None]
         if points:
+            lowest = min(lowest, *(value for _, value in points))
             ax.plot(*zip(*points, strict=True), label={"loss": "training", "val_loss": "validation, fixed masks"}[key], **style)
-    ax.set(xlabel="step", ylabel="loss", yscale="log")
+    ax.set(xlabel="step", ylabel="loss", yscale="log" if lowest > 0 else "linear")  # a cosine's loss is negative
     ax.legend(frameon=False)
     return _save(fig, path)
 

@@ -19,6 +19,7 @@ import tyro
 
 import console
 from console import say
+from physio_data.conditioning import chosen_leads
 from physio_data.corpora import CORPORA, Corpus
 from physio_data.corpora import corpus as corpus_of
 from physio_data.journal import StoreBusy
@@ -42,8 +43,12 @@ class Prepare:
     """Folder of the store. Default: stores/CORPUS."""
     leads: str = ""
     """Channels by name, in order, separated by commas: II,V5."""
+    derive: bool = False
+    """Compute III, aVR, aVL and aVF from leads I and II in records that lack them."""
     window_s: float | None = None
     """Length of a window, in seconds."""
+    around: Literal["beats"] | None = None
+    """Centre one window on every annotated beat instead of one every hop. Default length: 1 s."""
     hop_s: float | None = None
     """From one window's start to the next one's, in seconds. Default: the window."""
     fs: float | None = None
@@ -52,6 +57,8 @@ class Prepare:
     """Rate of files that state none, in Hz."""
     band: str = ""
     """Pass band LO,HI in Hz; an empty side stays open (0.5, or ,40), none filters nothing."""
+    filter: Literal["butterworth", "papagei"] = "butterworth"
+    """Shape of the band-pass; papagei is its Chebyshev-II 0.5-12 Hz with 50 ms of smoothing, at 125 Hz (--band and --fs are then fixed)."""
     notch_hz: float | None = None
     """Frequency of a notch against mains hum, in Hz."""
     raw: bool = False
@@ -60,6 +67,14 @@ class Prepare:
     """How subjects are dealt to train, val and test."""
     split_seed: int = 0
     """Which hash or stratified split."""
+    labels: Path | None = None
+    """CSV of your own labels: a column subject, record, or record and start_s, and one a task; an empty cell is unknown."""
+    on: Literal["subject", "record", "segment"] = "subject"
+    """What the lines of --labels speak of; segment joins on record and start_s (s)."""
+    kind: tuple[str, ...] = ()
+    """TASK=binary, TASK=multiclass or TASK=regression for the columns of --labels to take. Default: all of them, as their values suggest."""
+    folds: Path | None = None
+    """CSV with a column subject or record, and fold: your own division, instead of --split."""
     quality: bool = False
     """Leave out windows that are flat, clipped or of implausible rate or shape, with a count per reason. Windows with a gap always go."""
     pad_tail: bool = False
@@ -82,8 +97,8 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(Prepare, args=arguments, description=f"{Prepare.__doc__}\n\nCorpora: {', '.join(CORPORA)}.")
     corpus = corpus_of(app.corpus)
     if app.info:
-        print(card(corpus))
-        return {"corpus": corpus.name, "options": dict(corpus.options), "tasks": {name: task.kind for name, task in corpus.tasks.items()}}
+        print(card(corpus, app.root))
+        return {"corpus": corpus.name, "layout": corpus.layout, "options": dict(corpus.options), "tasks": {n: task.kind for n, task in corpus.tasks.items()}}
     cfg = config(app)
     if app.dry_run:
         return dry_run(cfg, corpus)
@@ -108,8 +123,23 @@ def config(app: Prepare) -> PrepareConfig:
         band=band(app.band),
         quality=Limits() if app.quality else None,
         corpus_options=dict(app.option),
-        **{name: getattr(app, name) for name in ("window_s", "hop_s", "fs", "source_fs", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")},
+        labels=None if app.labels is None else str(app.labels),
+        labels_on=app.on,
+        kinds=kinds(app.kind),
+        folds=None if app.folds is None else str(app.folds),
+        **{
+            name: getattr(app, name)
+            for name in ("derive", "window_s", "around", "hop_s", "fs", "source_fs", "filter", "notch_hz", "raw", "split", "split_seed", "pad_tail", "dtype")
+        },
     )
+
+
+def kinds(texts: Sequence[str]) -> dict[str, str]:
+    """`("mi=binary",)` -> {"mi": "binary"}."""
+    split = [text.partition("=") for text in texts]
+    if bad := [name for name, equals, _ in split if not (name and equals)]:
+        raise ValueError(f"kind must be TASK=binary, TASK=multiclass or TASK=regression, got {bad[0]!r}")
+    return {name: kind for name, _, kind in split}
 
 
 def band(text: str) -> tuple[float | None, float | None] | None:
@@ -149,12 +179,15 @@ def n_records(cfg: PrepareConfig) -> int:
     return len(corpus.list_records(cfg.root, **options))
 
 
-def card(corpus: Corpus) -> str:
-    """What a corpus is, in lines for a reader."""
+def card(corpus: Corpus, root: Path | None = None) -> str:
+    """What a corpus is, in lines for a reader; with its folder also the tasks whose classes lie in the files."""
     lines = [f"{key}: {value}" for key, value in corpus.card().items()]
     defaults = ", ".join(f"{key}={value}" for key, value in vars(corpus.defaults).items())
     lines += [f"defaults: {defaults}"]
-    lines += [f"task {name}: {spec.kind} {'/'.join(spec.classes) or spec.unit}" for name, spec in corpus.tasks.items()]
+    tasks = corpus.tasks if root is None else corpus.task_specs(root)
+    lines += [f"task {name}: {spec.kind} {'/'.join(spec.classes) or spec.unit}" for name, spec in tasks.items()]
+    if root is None and corpus.tasks_at is not None:
+        lines += ["more tasks take their classes from the files: --root DIR --info lists them"]
     return "\n".join(lines + [f"option {name}: {text}" for name, text in corpus.options.items()])
 
 
@@ -163,7 +196,7 @@ def dry_run(cfg: PrepareConfig, corpus: Corpus) -> dict[str, object]:
     cfg = cfg.settled(corpus)
     n_records(cfg)
     recording = next(iter(corpus.records(cfg.root, **cfg.corpus_options)))
-    recording = recording.select(cfg.leads or recording.channels)
+    recording = chosen_leads(recording, cfg.leads or recording.channels, derive=cfg.derive)
     fs, window_s = cfg.fs or recording.fs, cfg.window_s or recording.duration_s
     n = max(0, int((recording.duration_s - window_s) // (cfg.hop_s or window_s)) + 1)
     say(f"{recording.record}: {'+'.join(recording.channels)} at {recording.fs:g} Hz, {recording.duration_s:g} s")

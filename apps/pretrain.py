@@ -101,12 +101,18 @@ def parse(arguments: Sequence[str]) -> Pretrain:
         raise ValueError("give --config to repeat a run in a new folder or --resume to go on with it, not both")
     if chosen.config or chosen.resume:
         cfg, name, size, data = saved_config(Path(chosen.config) if chosen.config else Path(chosen.resume) / "config.json")
+        if chosen.size not in (None, size):
+            raise ValueError(
+                f"--size {chosen.size} names the recipe's config, but the saved one ({size}) is what is repeated: leave --size out, or name the recipe instead"
+            )
     else:
         cfg, data = compose.recipe(name, size), ()
     cfg = compose.swap(cfg, model=chosen.model, objective=chosen.objective, size=size)
     app = tyro.cli(Pretrain, args=list(arguments), default=Pretrain(cfg=cfg, data=data, recipe=name, size=size), description=__doc__)
     if app.recipe != name:
         raise ValueError(f"name the recipe before the flags: pretrain.py {app.recipe} ...")
+    if app.resume is not None and app.out is not None and app.out.resolve() != app.resume.resolve():
+        raise ValueError(f"--out {app.out} is another folder than --resume {app.resume}: a run goes on where it is; leave --out out")
     return app
 
 
@@ -246,18 +252,18 @@ def agreed(asked: bool, world: World) -> bool:
 def draw(cfg: PretrainConfig, made: Parts, folder: Run, store: Store | Stores) -> None:
     """The loss figure, and fixed validation windows (training ones without a validation fold) reconstructed."""
     figures.loss(folder.figures / "loss.png", folder.metrics())
-    if not hasattr(made.objective, "draw"):
+    if not hasattr(made.objective, "reconstruct"):
         return
     rows_N = compose.validation_rows(cfg, store)
     rows_N = (rows_N if len(rows_N) else compose.rows_of(store, cfg.use))[:: max(1, len(rows_N) // 6)][:6]
     encoder = from_pretrained(folder.path)
     batch = store.batch(rows_N)
-    x_BCT, *_ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
-    streams = Streams(cfg.fit.seed, VALIDATION_EPOCH)
-    hidden_BT = made.objective.draw(torch.as_tensor(batch["index"]), x_BCT.shape[-1], Step(torch.nn.ModuleDict(), 1.0, streams))
+    x_BCT, valid_BT, _ = encoder.prepare(batch["signal"], compose.spec_of(store), valid_BT=batch.get("valid"))
+    given = {"signal": x_BCT, "index": torch.as_tensor(batch["index"])} | ({} if valid_BT is None else {"valid": valid_BT})
     with torch.no_grad():
-        out = encoder.model(x_BCT, hidden_BT)
-    figures.reconstruction(folder.figures / "reconstruction.png", x_BCT[:, 0].numpy(), out.pred_BCT[:, 0].numpy(), hidden_BT.numpy(), store.fs)
+        out = made.objective.reconstruct(encoder.model, given, Step(torch.nn.ModuleDict(), 1.0, Streams(cfg.fit.seed, VALIDATION_EPOCH)))
+    first = (x_BCT[:, 0].numpy(), out.pred_BCT[:, 0].numpy(), out.mask_B1T[:, 0].numpy())
+    figures.reconstruction(folder.figures / "reconstruction.png", *first, store.fs)
 
 
 def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], folder: Run) -> dict[str, object]:

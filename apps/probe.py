@@ -73,7 +73,7 @@ class Probe:
     """A task of the store; needed where it has several."""
     level: str | None = None
     """A level of the encoder (L1 ...), or all of them. Default: the run's own read-out."""
-    pool: Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"] | None = None
+    pool: Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std", "tokens"] | None = None
     """How a level's tokens become one vector. Default: the run's own read-out."""
     twins: int = 5
     """Seeds of the untrained twin; 0 leaves it out."""

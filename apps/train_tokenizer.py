@@ -67,16 +67,24 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     quantizer = from_plain({"name": app.quantizer, "n_levels": app.levels, **app.option})
     store = Store(app.data[0]) if len(app.data) == 1 else Stores(list(app.data))
     rows_N = rows(app, store)
-    say(f"{len(rows_N)} windows of {len(store.channels)} x {store.n_samples} samples at {store.fs:g} Hz")
     if app.dry_run:
+        say(described(store, rows_N))
         return dry_run(app, store, rows_N, quantizer)
     began = time.monotonic()
-    tokenizer = trained(app, store, rows_N, quantizer)
-    app.out.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        say(described(store, rows_N))
+        tokenizer = trained(app, store, rows_N, quantizer)
+        found = measured(tokenizer, store, rows_N)
+        app.out.parent.mkdir(parents=True, exist_ok=True)
+    except KeyboardInterrupt:
+        raise console.Stopped("nothing was written; the same command begins anew") from None
     save(tokenizer, app.out)
     told = {"tokenizer": str(app.out), "n_merges": tokenizer.n_merges, "n_tokens": tokenizer.n_tokens, "vocabulary_hash": tokenizer.vocabulary_hash}
-    told |= {"data": store.hash, "n_windows": len(rows_N), **measured(tokenizer, store, rows_N)}
-    return told | {"seconds": round(time.monotonic() - began, 1)}
+    return told | {"data": store.hash, "n_windows": len(rows_N), **found, "seconds": round(time.monotonic() - began, 1)}
+
+
+def described(store: Store | Stores, rows_N: np.ndarray) -> str:
+    return f"{len(rows_N)} windows of {len(store.channels)} x {store.n_samples} samples at {store.fs:g} Hz"
 
 
 def rows(app: TrainTokenizer, store: Store | Stores) -> np.ndarray:
@@ -117,10 +125,7 @@ def trained(app: TrainTokenizer, store: Store | Stores, rows_N: np.ndarray, quan
             shown[0](done, "merges")
 
         options = {"quantizer": quantizer, "layout": app.layout, "mode": app.mode, "n_threads": app.threads, "progress": merged}
-        try:
-            return train(records(store, rows_N), app.merges, **options)
-        except KeyboardInterrupt:
-            raise console.Stopped("nothing was written; the same command begins anew") from None
+        return train(records(store, rows_N), app.merges, **options)
 
 
 def measured(tokenizer: Tokenizer, store: Store | Stores, rows_N: np.ndarray) -> dict[str, object]:

@@ -124,6 +124,14 @@ def test_an_unknown_key_of_a_config_is_named_with_the_nearest_one(run, here):
         pretrain.main(["--config", "typo.json"])
 
 
+def test_a_flag_that_could_not_act_is_refused(run, here):
+    out, _ = run
+    with pytest.raises(ValueError, match=r"--out elsewhere is another folder than --resume"):
+        pretrain.main(["--resume", str(out), "--out", "elsewhere"])
+    with pytest.raises(ValueError, match=r"--size reference .* leave --size out"):
+        pretrain.main(["--config", str(out / "config.json"), "--size", "reference"])
+
+
 def test_json_gives_every_recipe_back():
     for path in compose.RECIPES.glob("[!_]*.py"):
         for size in ("tiny", "fast", "reference"):
@@ -148,16 +156,24 @@ def test_a_dry_run_writes_nothing(tmp_path, store, monkeypatch):
 
 
 def test_shifted_windows_are_pieces_of_the_recording(store):
+    """Each training window is the z-scored piece of its recording at some offset below a window, and the last of a recording stays where it is."""
     cfg = compose.recipe("himae_ppg", "tiny")
     data = compose.open_stores([store])
-    row = int(np.flatnonzero(data.index["next"] >= 0)[0])
-    both_T = np.concatenate([data.batch([row])["signal"], data.batch([data.index["next"][row]])["signal"]], axis=-1)[0, 0]
-    made = compose.parts(cfg, data, np.full(64, row), np.zeros(0, np.int64))
-    x_BT = next(made.batches)["signal"][:, 0].numpy()
-    pieces_ST = np.lib.stride_tricks.sliding_window_view(both_T, 250)
-    low, high = pieces_ST.min(1, keepdims=True), pieces_ST.max(1, keepdims=True)
-    scaled_ST = 2 * (pieces_ST - low) / (high - low) - 1
-    assert np.abs(scaled_ST[:, None] - x_BT[None, :1]).max(-1).min() < 1e-4
+    made = compose.parts(cfg, data, np.arange(len(data)), np.zeros(0, np.int64))
+    follower_N, length = data.index["next"], data.n_samples
+    offsets = {True: set(), False: set()}
+    for batch in made.batches.one_epoch():
+        for row, x_T in zip(batch["index"].numpy(), batch["signal"][:, 0].numpy(), strict=True):
+            follows = follower_N[row] >= 0
+            there = [row, follower_N[row]] if follows else [row]
+            both_T = np.concatenate([data.batch([i])["signal"][0, 0] for i in there])
+            pieces_ST = np.lib.stride_tricks.sliding_window_view(both_T, length)
+            scaled_ST = (pieces_ST - pieces_ST.mean(1, keepdims=True)) / pieces_ST.std(1, keepdims=True)
+            gap_S = np.abs(scaled_ST - x_T).max(1)
+            assert gap_S.min() < 1e-3
+            offsets[bool(follows)].add(int(gap_S.argmin()))
+    assert offsets[False] == {0}
+    assert len(offsets[True]) > 20 and max(offsets[True]) < length
 
 
 def test_cross_validation_with_pretraining_inside_is_inductive_and_goes_on(run, here, store):

@@ -35,5 +35,5 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
             validate_every=max(1, n_steps // 5),
         ),
         normalization="lead_zscore",
-        probe=ReadOut(task="pvc", pool="mean+std", train=("train",), test=("test",)),
+        probe=ReadOut(task="pvc", pool="peak", train=("train",), test=("test",)),
     )

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from physio_data import beats
+from physio_data.corpora import ludb
 from physio_data.formats import open_recording
 from physio_data.synthesis import SynthesisConfig, synthesize
 
@@ -51,6 +52,41 @@ def test_r_peaks_on_all_mit_bih_records(shared):
     hit, true, found = sum(mitdb_counts(shared, record) for record in records)
     assert len(records) == 23
     assert hit / true >= 0.995 and hit / found >= 0.995
+
+
+def ludb_counts(folder, records):
+    """QRS onsets of lead II found, annotated and reported, between the first and the last annotated beat."""
+    total = np.zeros(3)
+    for record in records:
+        recording = ludb.open_record(folder, record).select(["II"])
+        true_s = ludb.wave_bounds(recording.annotations)["QRS"][:, 0]
+        true_s = true_s[np.isfinite(true_s)]
+        found_s = beats.qrs_onsets(recording.signal_CT[0], recording.fs) / recording.fs
+        found_s = found_s[(found_s >= true_s[0] - TOLERANCE_S) & (found_s <= true_s[-1] + TOLERANCE_S)]
+        total += [matched(found_s, true_s), len(true_s), len(found_s)]
+    return total
+
+
+def test_qrs_onsets_on_ludb(shared):
+    folder = shared / "data" / "ludb"
+    if not folder.is_dir():
+        pytest.skip(f"shared data absent: {folder}")
+    hit, true, found = ludb_counts(folder, ludb.list_records(folder))
+    assert hit / true >= 0.99 and hit / found >= 0.99 and true > 800
+
+
+def test_a_tall_wave_between_two_beats_is_no_beat():
+    """Now and then a wave of two fifths of the R wave's height, nearly as steep, halfway to the next beat; a beat that comes early is kept."""
+    fs = 250.0
+    t = np.arange(0, 60, 1 / fs)
+    beat_s = np.arange(0.7, 59, 0.95)
+    early_s = beat_s[30] + 0.45  # as weak as the waves, but the next beat waits for it
+    beat_s = np.sort(np.append(beat_s[np.arange(beat_s.size) != 31], early_s))
+    height = np.where(beat_s == early_s, 0.45, 1.0)
+    x_T = sum(h * np.exp(-0.5 * ((t - at) / 0.012) ** 2) for at, h in zip(beat_s, height, strict=True))
+    x_T += sum(0.4 * np.exp(-0.5 * ((t - at - 0.5) / 0.012) ** 2) for at in beat_s[2:28:6])
+    found_s = beats.r_peaks(x_T, fs) / fs
+    assert len(found_s) == len(beat_s) and np.abs(found_s - beat_s).max() < 0.02
 
 
 def people(fs, channels, **changes):

@@ -10,7 +10,7 @@ VALID = torch.tensor([[True] * 5, [True, True, True, False, False], [True, False
 
 
 def by_hand(tokens_ND: np.ndarray, how: str) -> np.ndarray:
-    parts = {"mean": tokens_ND.mean(0), "max": tokens_ND.max(0), "std": tokens_ND.std(0)}
+    parts = {"mean": tokens_ND.mean(0), "max": tokens_ND.max(0), "std": tokens_ND.std(0), "peak": (tokens_ND - tokens_ND.mean(0)).max(0)}
     return np.concatenate([parts[part] for part in how.split("+")])
 
 

@@ -33,9 +33,15 @@ def test_a_balanced_fit_equals_scikit_learn_at_the_chosen_strength():
     assert np.abs(fitted.predict(x)[:, 0] - theirs.predict_proba(z)[:, 1]).max() < 1e-4 and fitted.converged
 
 
-def test_the_strength_and_the_threshold_are_the_best_on_inner_out_of_fold_predictions():
+def weighted_log_likelihood(y, p):
+    """Mean log-likelihood with either class weighing one half, by hand."""
+    return 0.5 * np.log(p[y == 1]).mean() + 0.5 * np.log(1 - p[y == 0]).mean()
+
+
+@pytest.mark.parametrize(("select", "figure"), [("log_loss", weighted_log_likelihood), ("auroc", metrics.auroc)])
+def test_the_strength_and_the_threshold_are_the_best_on_inner_out_of_fold_predictions(select, figure):
     x, y, group = data()
-    config = ProbeConfig(strengths=(1e-3, 1e-1, 10.0))
+    config = ProbeConfig(strengths=(1e-3, 1e-1, 10.0), select=select)
     fitted = probe.fit(x, y, group, config)
     z, held = (x - x.mean(0)) / x.std(0), grouped_folds(group, y, 4, 0)
     out = {}
@@ -45,7 +51,7 @@ def test_the_strength_and_the_threshold_are_the_best_on_inner_out_of_fold_predic
             model = LogisticRegression(C=c, class_weight="balanced", tol=1e-9, max_iter=10_000).fit(z[held != f], y[held != f])
             score[held == f] = model.predict_proba(z[held == f])[:, 1]
         out[c] = score
-    figures = {c: metrics.auroc(y, s) for c, s in out.items()}
+    figures = {c: figure(y, s) for c, s in out.items()}
     best = max(figures, key=figures.get)
     assert fitted.strength_K[0] == best and fitted.inner_K[0] == pytest.approx(figures[best], abs=1e-3)
     assert fitted.threshold_K[0] == pytest.approx(metrics.best_threshold(y, out[best]), abs=1e-3)

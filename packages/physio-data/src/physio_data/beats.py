@@ -86,11 +86,11 @@ def heart_rate(x_CT: np.ndarray, fs: float, kind: Literal["ecg", "ppg"] = "ecg")
 
 
 def qrs_energy(x_NT: np.ndarray, fs: float) -> tuple[np.ndarray, np.ndarray]:
-    """(band_NT, energy_NT): the QRS band, and the root of its squared slope averaged over 0.12 s."""
+    """(band_NT, energy_NT): the QRS band, and the root of its squared slope averaged over 0.1 s."""
     x_NT = np.asarray(x_NT, np.float64)
     band_NT = bandpass(x_NT - x_NT[..., :1], fs, *_QRS_BAND_HZ, order=2)
     slope_NT = np.gradient(band_NT, axis=-1)
-    return band_NT, np.sqrt(np.maximum(_moving_mean(slope_NT**2, max(round(0.12 * fs), 1)), 0))
+    return band_NT, np.sqrt(np.maximum(_moving_mean(slope_NT**2, max(round(0.1 * fs), 1)), 0))
 
 
 def pick_r(band_T: np.ndarray, energy_T: np.ndarray, fs: float) -> np.ndarray:
@@ -105,6 +105,7 @@ def pick_r(band_T: np.ndarray, energy_T: np.ndarray, fs: float) -> np.ndarray:
     at, _ = find_peaks(np.concatenate([[0.0], energy_T, [0.0]]), distance=max(round(0.2 * fs), 1), height=0.02 * signal_level)
     at = at - 1
     kept = _adaptive(at, energy_T[at], signal_level, float(np.median(energy_T)), fs)
+    kept = _without_waves_between(at, energy_T[at], kept)
     return _on_deflection(band_T, at[kept], fs)
 
 
@@ -132,6 +133,20 @@ def _adaptive(at: np.ndarray, height: np.ndarray, signal_level: float, noise_lev
         else:
             noise_level += 0.125 * (min(high, signal_level) - noise_level) * (0.5 if t_wave else 1.0)
     return kept
+
+
+def _without_waves_between(at: np.ndarray, height: np.ndarray, kept: list[int]) -> list[int]:
+    """Positions in `at` without tall P and T waves: a beat of less than half of both its neighbours, which are hardly more than one usual interval apart."""
+    beats = list(kept)
+    i = 1
+    while i < len(beats) - 1:
+        usual = np.median(np.diff(at[beats[max(0, i - 9) : i + 10]]))
+        weak = height[beats[i]] < 0.5 * min(height[beats[i - 1]], height[beats[i + 1]])
+        if weak and at[beats[i + 1]] - at[beats[i - 1]] < 1.4 * usual:
+            del beats[i]
+        else:
+            i += 1
+    return beats
 
 
 def _on_deflection(band_T: np.ndarray, at_K: np.ndarray, fs: float) -> np.ndarray:

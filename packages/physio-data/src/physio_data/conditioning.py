@@ -6,16 +6,19 @@ Shape letters: N windows, C channels, T samples.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from physio_data.filters import bandpass, notch, resample
+from physio_data.leads import select_or_derive
+from physio_data.papagei import chebyshev
 from physio_data.quality import Reason, check, reason_names
 from physio_data.recording import Recording
+from physio_data.units import unit_gain
 from physio_data.windows import cut, n_samples, starts
 
 if TYPE_CHECKING:
@@ -23,8 +26,8 @@ if TYPE_CHECKING:
     from physio_data.quality import Limits
 
 BLOCK_S = 3600.0  # a longer record is filtered and cut in pieces of this length, so memory does not grow with it
+Filter = Literal["butterworth", "papagei"]
 SETTLING_PERIODS = 20.0  # margin on both sides of a piece, in periods of the lowest cut-off: the filters have settled by then
-_VOLTS = {"V": 1.0, "mV": 1e-3, "uV": 1e-6, "nV": 1e-9}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,9 @@ class WindowPlan:
     kind: str
     limits: Limits | None = None
     pad_tail: bool = False
+    filter: Filter = "butterworth"  # "papagei": its Chebyshev-II band-pass and moving average, at the store's rate of 125 Hz
+    derive: bool = False  # III, aVR, aVL and aVF from I and II where a record lacks them
+    around: str | None = None  # "beats": windows centred on annotated beats instead of one every `hop`
 
     @property
     def window_s(self) -> float:
@@ -63,17 +69,42 @@ def windows_of(recording: Recording, plan: WindowPlan, corpus: Corpus) -> Block:
     A window with a gap in it is rejected as missing, never filled; filters never run across a gap. ValueError names record and reason for
     an absent lead or a unit that cannot be converted.
     """
-    chosen = recording.select(plan.channels)
+    chosen = chosen_leads(recording, plan.channels, derive=plan.derive)
     gain_C1 = np.array([_gain(recording.record, *pair) for pair in zip(chosen.units, plan.units, strict=True)], np.float32)[:, None]
     n_total = n_samples(chosen.duration_s, plan.fs)
-    start_N, n_valid_N = window_starts(n_total, plan)
+    beat_s_N, n_at_edges = None, 0
+    if plan.around is None:
+        start_N, n_valid_N = window_starts(n_total, plan)
+    else:
+        beat_s_N, start_N, n_at_edges = beat_starts(recording, corpus, n_total, plan)
+        n_valid_N = np.full(len(start_N), plan.n_samples, np.int64)
     kept_NCT, bits_N = _kept(chosen, gain_C1, start_N, n_valid_N, n_total, plan)
     keep_N = bits_N == 0
     rejected_bits = bits_N[~keep_N]
     rejected = {name: int(((rejected_bits & bit) != 0).sum()) for bit, name in _named_reasons(rejected_bits)}
+    if n_at_edges:
+        rejected["edge"] = n_at_edges
     columns = _columns(recording, start_N[keep_N], n_valid_N[keep_N], plan)
-    columns |= {f"label/{task}": values for task, values in corpus.window_labels(recording, start_N[keep_N] / plan.fs, plan.window_s).items()}
-    return Block(signal_NCT=kept_NCT, columns=columns, n_rejected=int((~keep_N).sum()), rejected=rejected)
+    if beat_s_N is None:
+        labels = corpus.window_labels(recording, start_N[keep_N] / plan.fs, plan.window_s)
+    else:
+        columns["beat_s"] = recording.start_s + beat_s_N[keep_N]
+        labels = corpus.beat_labels(recording, beat_s_N[keep_N])
+    columns |= {f"label/{task}": values for task, values in labels.items()}
+    return Block(signal_NCT=kept_NCT, columns=columns, n_rejected=int((~keep_N).sum()) + n_at_edges, rejected=rejected)
+
+
+def chosen_leads(recording: Recording, names: Sequence[str], *, derive: bool) -> Recording:
+    """The named channels of a recording; with `derive`, III, aVR, aVL and aVF are computed from I and II where it lacks them."""
+    return select_or_derive(recording, names) if derive else recording.select(names)
+
+
+def beat_starts(recording: Recording, corpus: Corpus, n_total: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray, int]:
+    """Beats (N,) in seconds whose centred window lies inside the record, the first sample (N,) of each window, and how many beats lie too near an end."""
+    beat_s_K = np.sort(np.asarray(corpus.beat_times(recording), np.float64))
+    start_K = np.rint(beat_s_K * plan.fs).astype(np.int64) - plan.n_samples // 2
+    inside_K = (start_K >= 0) & (start_K + plan.n_samples <= n_total)
+    return beat_s_K[inside_K], start_K[inside_K], int((~inside_K).sum())
 
 
 def window_starts(n_total: int, plan: WindowPlan) -> tuple[np.ndarray, np.ndarray]:
@@ -120,7 +151,7 @@ def conditioned(recording: Recording, gain_C1: np.ndarray, lo: int, hi: int, pla
     out_CT = np.full((len(x_CT), hi - lo), np.nan, np.float32)
     for begin, end in finite_runs(np.isfinite(x_CT).all(axis=0)):
         at_record_edge = first + begin == 0 or first + end == recording.n_samples
-        if (end - begin) * ratio < plan.n_samples and not (plan.pad_tail and at_record_edge):
+        if n_samples((end - begin) / recording.fs, plan.fs) < plan.n_samples and not (plan.pad_tail and at_record_edge):
             continue  # too short for a window, and for a filter to settle
         k, y_CT = _filtered_run(x_CT[:, begin:end], first + begin, recording.fs, ratio, plan)
         a, b = max(k, lo), min(k + y_CT.shape[1], hi)
@@ -139,19 +170,24 @@ def _filtered_run(x_CT: np.ndarray, begin: int, fs: float, ratio: Fraction, plan
     """Filter and resample one gap-free run that starts at native sample `begin`; (first output sample on the record's grid, (C, T'))."""
     y_CT = _filtered(x_CT, fs, plan)
     if ratio == 1:
-        return begin, y_CT
+        return begin, _smoothed(y_CT, plan)
     # The output grid meets the input grid every `denominator` samples: start there, on repeated edge samples, and drop what they gave.
     lead_in = begin % ratio.denominator
     grid_start = int((begin - lead_in) * ratio)
     first = math.ceil(begin * ratio)
     y_CT = resample(np.pad(y_CT, ((0, 0), (lead_in, 0)), mode="edge"), fs, plan.fs)
-    return first, y_CT[:, first - grid_start :]
+    return first, _smoothed(y_CT[:, first - grid_start :], plan)
 
 
 def _filtered(x_CT: np.ndarray, fs: float, plan: WindowPlan) -> np.ndarray:
     if plan.notch_hz is not None:
         x_CT = notch(x_CT, fs, plan.notch_hz)
-    return x_CT if plan.band is None else bandpass(x_CT, fs, *plan.band)
+    return x_CT if plan.band is None or plan.filter == "papagei" else bandpass(x_CT, fs, *plan.band)
+
+
+def _smoothed(x_CT: np.ndarray, plan: WindowPlan) -> np.ndarray:
+    """PaPaGei's filter runs after resampling: its form is only sound at 125 Hz."""
+    return chebyshev(x_CT, plan.fs) if plan.filter == "papagei" and plan.band is not None else x_CT
 
 
 def _reasons(x_NCT: np.ndarray, recording: Recording, start_N: np.ndarray, n_valid_N: np.ndarray, plan: WindowPlan) -> np.ndarray:
@@ -184,8 +220,10 @@ def _named_reasons(bits_N: np.ndarray) -> list[tuple[int, str]]:
 def _columns(recording: Recording, start_K: np.ndarray, n_valid_K: np.ndarray, plan: WindowPlan) -> dict[str, np.ndarray]:
     n = len(start_K)
     follows = np.zeros(n, bool)
-    follows[:-1] = np.diff(start_K) == plan.hop  # whole samples on one grid: nearer than half a sample of the hop
+    follows[:-1] = (np.diff(start_K) == plan.hop) & (plan.around is None)  # whole samples on one grid: nearer than half a sample of the hop
+    said = {"text": np.full(n, str(recording.labels["text"]))} if "text" in recording.labels else {}
     return {
+        **said,
         "subject": np.full(n, recording.subject),
         "record": np.full(n, recording.record),
         "start_s": recording.start_s + start_K / plan.fs,
@@ -200,11 +238,12 @@ def _columns(recording: Recording, start_K: np.ndarray, n_valid_K: np.ndarray, p
 
 
 def _gain(record: str, have: str, want: str) -> float:
-    if have == want:
-        return 1.0
-    if have in _VOLTS and want in _VOLTS:
-        return _VOLTS[have] / _VOLTS[want]
-    raise ValueError(f"record {record!r} is in {have!r}, the store in {want!r}: these cannot be converted; leave the record out or prepare it apart")
+    try:
+        return unit_gain(have, want)
+    except ValueError:
+        raise ValueError(
+            f"record {record!r} is in {have!r}, the store in {want!r}: these cannot be converted; leave the record out or prepare it apart"
+        ) from None
 
 
 def joined(blocks: list[Block], n_channels: int, n_samples: int) -> Block:

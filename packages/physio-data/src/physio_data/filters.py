@@ -22,7 +22,7 @@ def bandpass(x: np.ndarray, fs: float, low_hz: float | None, high_hz: float | No
     6 dB and the slope that of twice ``order``. Ends are extended by odd reflection over one period of the low edge (or of the high
     edge without a low one), at most by the signal's own length. ``ValueError`` for edges not inside 0 < low < high < fs/2.
     """
-    x = _finite(x)
+    x = checked(x)
     nyquist_hz = fs / 2
     if low_hz is None and high_hz is None:
         return x.copy()
@@ -49,7 +49,7 @@ def notch(x: np.ndarray, fs: float, hz: float = 50.0, q: float = 30.0) -> np.nda
     """Second-order notch at ``hz`` of width ``hz / q``, forward and backward. ``ValueError`` when ``hz`` is not below fs/2."""
     from scipy.signal import iirnotch, tf2sos
 
-    x = _finite(x)
+    x = checked(x)
     if not 0 < hz < fs / 2:
         raise ValueError(f"hz={hz} must lie between 0 and fs/2 = {fs / 2:g} Hz; at this rate there is nothing to remove there")
     if q <= 0:
@@ -66,7 +66,7 @@ def resample(x: np.ndarray, fs_in: float, fs_out: float) -> np.ndarray:
     """
     from scipy.signal import resample_poly
 
-    x = _finite(x)
+    x = checked(x)
     if not (math.isfinite(fs_in) and math.isfinite(fs_out) and fs_in > 0 and fs_out > 0):
         raise ValueError(f"fs_in and fs_out must be positive numbers of Hz, got {fs_in}, {fs_out}")
     if fs_in == fs_out:
@@ -85,7 +85,8 @@ def resample(x: np.ndarray, fs_in: float, fs_out: float) -> np.ndarray:
     return np.ascontiguousarray(y[..., :n_out], dtype=x.dtype)
 
 
-def _finite(x: np.ndarray) -> np.ndarray:
+def checked(x: np.ndarray) -> np.ndarray:
+    """The array as float32 or float64; `ValueError` with the position of the first sample that is not finite."""
     x = np.asarray(x)
     if x.ndim == 0 or x.shape[-1] == 0:
         raise ValueError(f"x must hold at least one sample along its last axis, got shape {x.shape}")

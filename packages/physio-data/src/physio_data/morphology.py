@@ -1,6 +1,7 @@
 """Hand-crafted features of short ECG and PPG windows: the floor that learned features are compared with.
 
 Letters: N windows, C channels, T samples, K beats, L samples about a beat, F features.
+`handcrafted` is that floor; `ppg_features` and `ecg_intervals` are the classical lists with their own definitions, for concept tables.
 Rhythm and amplitudes come from the beats of `physio_data.beats`; per-beat values are kept as (N, K) with NaN where a window has fewer beats.
 """
 
@@ -11,8 +12,10 @@ from typing import Literal
 import numpy as np
 
 from physio_data import beats
+from physio_data.ecg_intervals import ecg_intervals
+from physio_data.pulse_features import ppg_features
 
-__all__ = ["handcrafted"]
+__all__ = ["ecg_intervals", "handcrafted", "ppg_features"]
 
 _RHYTHM = ("n_beats", "rate_bpm", "rr_mean_s", "rr_sd_s", "rr_rmssd_s", "rr_pnn50", "rr_min_ratio", "rr_max_ratio", "rr_drop", "rr_early_then_late")
 _BEAT = ("amplitude", "amplitude_cv", "amplitude_min_ratio", "amplitude_max_ratio", "width_s", "width_cv", "width_max_ratio", "width_min_ratio")

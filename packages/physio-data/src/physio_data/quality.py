@@ -82,7 +82,7 @@ def check(x_NCT: np.ndarray, fs: float, kind: Kind = "ppg", limits: Limits = DEF
     x_NCT = np.asarray(x_NCT)
     if x_NCT.ndim != 3 or 0 in x_NCT.shape[1:]:
         raise ValueError(f"x_NCT must be (windows, channels, samples) with at least one of the last two, got shape {x_NCT.shape}")
-    _check_kind(kind, fs)
+    check_kind(kind, fs)
     rows_MT = x_NCT.reshape(-1, x_NCT.shape[2])
     bits_M = np.zeros(len(rows_MT), np.uint32)
     for at in range(0, len(rows_MT), _BLOCK_ROWS):
@@ -91,34 +91,35 @@ def check(x_NCT: np.ndarray, fs: float, kind: Kind = "ppg", limits: Limits = DEF
 
 
 def score(x: np.ndarray, fs: float, kind: Kind = "ppg") -> np.ndarray | float:
-    """How alike the beats of a window are: the median correlation of its beats with their mean, higher is better.
+    """How alike the beats of a window are: the median over its beats of the best correlation with one of its six neighbours, higher is better.
 
-    (T,) gives a float, (N, T) an array (N,), in [-1, 1]; 0 where no beats are found or samples are missing.
+    (T,) gives a float, (N, T) an array (N,), in [-1, 1]; 0 where fewer than two beats are found or samples are missing. Noise of a quarter of the
+    signal's power (6 dB) lowers it from about 0.99 to 0.8. Indices beside it: `sqi.indices`.
     """
     x_NT = np.atleast_2d(np.asarray(x))
     if x_NT.ndim != 2 or x_NT.shape[1] == 0:
         raise ValueError(f"x must be (samples,) or (windows, samples), got shape {np.shape(x)}")
-    _check_kind(kind, fs)
+    check_kind(kind, fs)
     score_N = np.zeros(len(x_NT))
     for at in range(0, len(x_NT), _BLOCK_ROWS):
         block_NT = x_NT[at : at + _BLOCK_ROWS]
         whole_N = np.isfinite(block_NT).all(-1)
         if whole_N.any():
-            beats = _beats(_centred(block_NT[whole_N]), fs, kind)
-            score_N[at : at + _BLOCK_ROWS][whole_N] = np.nan_to_num(beats.template_M)
+            beats = beats_of(centred(block_NT[whole_N]), fs, kind)
+            score_N[at : at + _BLOCK_ROWS][whole_N] = np.nan_to_num(beats.pair_M)
     return float(score_N[0]) if np.ndim(x) == 1 else score_N
 
 
 def skewness(x_NT: np.ndarray) -> np.ndarray:
     """Third standardised moment (N,), the best single quality index for PPG of Elgendi 2016; NaN for a flat window."""
-    centred_NT = _centred(np.atleast_2d(np.asarray(x_NT))).astype(np.float64)
+    centred_NT = centred(np.atleast_2d(np.asarray(x_NT))).astype(np.float64)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (centred_NT**3).mean(-1) / (centred_NT**2).mean(-1) ** 1.5
 
 
 def relative_power(x_NT: np.ndarray, fs: float, band_hz: tuple[float, float] = (1.0, 2.25), total_hz: tuple[float, float] = (0.0, 8.0)) -> np.ndarray:
     """Power in ``band_hz`` over power in ``total_hz`` (N,), offset removed (Elgendi 2016); NaN for a flat window."""
-    centred_NT = _centred(np.atleast_2d(np.asarray(x_NT))).astype(np.float64)
+    centred_NT = centred(np.atleast_2d(np.asarray(x_NT))).astype(np.float64)
     power_NF = np.abs(np.fft.rfft(centred_NT * np.hanning(centred_NT.shape[-1]), axis=-1)) ** 2
     hz_F = np.fft.rfftfreq(centred_NT.shape[-1], 1 / fs)
     band_N, total_N = (power_NF[:, (hz_F >= lo) & (hz_F <= hi)].sum(-1) for lo, hi in (band_hz, total_hz))
@@ -137,14 +138,17 @@ def reason_counts(bits_N: Iterable[int]) -> dict[str, int]:
     return {str(reason.name).lower(): int(np.count_nonzero(bits_N & np.uint32(reason))) for reason in Reason}
 
 
-class _Beats(NamedTuple):
-    """Per row: the pulse rate (NaN without a period) and the median beat-template correlation (NaN below two beats)."""
+class Beats(NamedTuple):
+    """Per row: the pulse rate (NaN without a period), the median correlation of beats with their mean and with their best neighbour (NaN below
+    two beats), and how many beats there are."""
 
     bpm_M: np.ndarray
     template_M: np.ndarray
+    pair_M: np.ndarray
+    n_beats_M: np.ndarray
 
 
-def _check_kind(kind: str, fs: float) -> None:
+def check_kind(kind: str, fs: float) -> None:
     if kind not in ("ppg", "ecg"):
         raise ValueError(f"kind must be 'ppg' or 'ecg', got {kind!r}; other signals have no beats to check")
     if not (np.isfinite(fs) and fs > 0):
@@ -160,19 +164,19 @@ def _check_rows(x_MT: np.ndarray, fs: float, kind: Kind, limits: Limits, reasons
         bits_M[bad_M] |= np.uint32(reason & reasons)
 
     put(Reason.MISSING, (1 - finite_MT.mean(-1) > limits.missing_fraction) | ~there_M)
-    x_MT = _centred(x_MT, finite_MT)
+    x_MT = centred(x_MT, finite_MT)
     if reasons & Reason.FLAT:
-        put(Reason.FLAT, there_M & (_flat_fraction(x_MT, finite_MT, fs, limits.flat_change) >= limits.flat_fraction))
+        put(Reason.FLAT, there_M & (flat_fraction(x_MT, finite_MT, fs, limits.flat_change) >= limits.flat_fraction))
     if reasons & Reason.CLIPPED:
-        put(Reason.CLIPPED, there_M & (_clipped_fraction(x_MT, finite_MT) >= limits.clipped_fraction))
+        put(Reason.CLIPPED, there_M & (clipped_fraction(x_MT, finite_MT) >= limits.clipped_fraction))
     if reasons & (Reason.RATE | Reason.TEMPLATE) and x_MT.shape[-1] >= SHORTEST_S * fs and there_M.any():
-        beats = _beats(x_MT, fs, kind)
+        beats = beats_of(x_MT, fs, kind)
         put(Reason.RATE, there_M & ~((beats.bpm_M >= limits.min_bpm) & (beats.bpm_M <= limits.max_bpm)))
         put(Reason.TEMPLATE, there_M & ~(beats.template_M >= (limits.min_template_ppg if kind == "ppg" else limits.min_template_ecg)))
     return bits_M
 
 
-def _centred(x_MT: np.ndarray, finite_MT: np.ndarray | None = None) -> np.ndarray:
+def centred(x_MT: np.ndarray, finite_MT: np.ndarray | None = None) -> np.ndarray:
     """Rows less their mean, float32; missing samples become 0. The mean is taken in float64: an offset costs no digits."""
     if finite_MT is None or finite_MT.all():
         return (x_MT - x_MT.mean(-1, dtype=np.float64, keepdims=True)).astype(np.float32)
@@ -180,7 +184,7 @@ def _centred(x_MT: np.ndarray, finite_MT: np.ndarray | None = None) -> np.ndarra
     return np.where(finite_MT, np.where(finite_MT, x_MT, 0) - mean_M1, 0).astype(np.float32)
 
 
-def _flat_fraction(x_MT: np.ndarray, finite_MT: np.ndarray, fs: float, flat_change: float) -> np.ndarray:
+def flat_fraction(x_MT: np.ndarray, finite_MT: np.ndarray, fs: float, flat_change: float) -> np.ndarray:
     lag = max(1, round(FLAT_LAG_S * fs))
     if x_MT.shape[-1] <= lag:
         return np.zeros(len(x_MT))
@@ -189,7 +193,7 @@ def _flat_fraction(x_MT: np.ndarray, finite_MT: np.ndarray, fs: float, flat_chan
     return (flat_MT & known_MT).sum(-1) / np.maximum(known_MT.sum(-1), 1)
 
 
-def _clipped_fraction(x_MT: np.ndarray, finite_MT: np.ndarray) -> np.ndarray:
+def clipped_fraction(x_MT: np.ndarray, finite_MT: np.ndarray) -> np.ndarray:
     low_M1 = np.where(finite_MT, x_MT, np.inf).min(-1, keepdims=True)
     high_M1 = np.where(finite_MT, x_MT, -np.inf).max(-1, keepdims=True)
     with np.errstate(invalid="ignore"):
@@ -243,20 +247,23 @@ def _period_s(pulse_MT: np.ndarray, hz: float) -> np.ndarray:
     return np.where(high_M1[:, 0] > 0, (at_M + first + np.clip(shift_M, -0.5, 0.5)) / hz, np.nan)
 
 
-def _beats(x_MT: np.ndarray, fs: float, kind: Kind) -> _Beats:
+def beats_of(x_MT: np.ndarray, fs: float, kind: Kind) -> Beats:
     pulse_MT, hz = _pulse_train(x_MT, fs, kind)
     period_M = _period_s(pulse_MT, hz)
     row_B, at_B = _humps(pulse_MT, _half_width(period_M * hz, hz, kind))
-    bpm_M, template_M = 60.0 / period_M, np.full(len(x_MT), np.nan)
+    bpm_M, template_M, pair_M, n_beats_M = 60.0 / period_M, np.full(len(x_MT), np.nan), np.full(len(x_MT), np.nan), np.zeros(len(x_MT), np.int64)
     if row_B.size:
+        n_beats_M = np.bincount(row_B, minlength=len(x_MT))
         span_M = _median_gap(row_B, at_B, np.bincount(row_B, minlength=len(x_MT))) / hz
         if kind == "ecg":  # in atrial fibrillation nothing repeats, the beats are there all the same
             bpm_M = np.where((bpm_M >= DEFAULT_LIMITS.min_bpm) & (bpm_M <= DEFAULT_LIMITS.max_bpm), bpm_M, 60.0 / span_M)
         centre_B = at_B * (fs / hz) + 0.5 * (fs / hz - 1)
         if kind == "ecg":
             centre_B = _at_r(x_MT, fs, row_B, centre_B)
-        template_M = _template_correlation(x_MT, fs, kind, row_B, centre_B, span_M)
-    return _Beats(bpm_M, template_M)
+        whole_B, beat_BK = _pieces(x_MT, fs, kind, row_B, centre_B, span_M)
+        template_M = _template_correlation(beat_BK, row_B[whole_B], len(x_MT))
+        pair_M = _pair_correlation(beat_BK, row_B[whole_B], len(x_MT))
+    return Beats(bpm_M, template_M, pair_M, n_beats_M)
 
 
 def _half_width(period_M: np.ndarray, hz: float, kind: Kind) -> np.ndarray:
@@ -299,8 +306,8 @@ def _median_gap(row_B: np.ndarray, at_B: np.ndarray, n_M: np.ndarray) -> np.ndar
     return _median(table_MB)
 
 
-def _template_correlation(x_MT: np.ndarray, fs: float, kind: Kind, row_B: np.ndarray, centre_B: np.ndarray, span_M: np.ndarray) -> np.ndarray:
-    """Median over a row's whole beats of the correlation with their mean, (M,); NaN below two whole beats.
+def _pieces(x_MT: np.ndarray, fs: float, kind: Kind, row_B: np.ndarray, centre_B: np.ndarray, span_M: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which beats lie wholly inside (B,), and those beats (B', K) less their mean, of length 1.
 
     A PPG beat reaches from 0.4 of the usual interval before its top to 0.5 behind it, an ECG beat from 0.2 s before R to 0.4 s
     behind; each is resampled to K samples, so intervals need not be even.
@@ -310,21 +317,42 @@ def _template_correlation(x_MT: np.ndarray, fs: float, kind: Kind, row_B: np.nda
     with np.errstate(invalid="ignore"):
         whole_B = (start_B >= 0) & (stop_B <= x_MT.shape[-1] - 1)
     row_B, start_B, stop_B = row_B[whole_B], start_B[whole_B], stop_B[whole_B]
-    n_M = np.bincount(row_B, minlength=len(x_MT))
-    if not row_B.size:
-        return np.full(len(x_MT), np.nan)
     position_BK = start_B[:, None] + (stop_B - start_B)[:, None] * np.linspace(0, 1, BEAT_SAMPLES)
     left_BK = np.minimum(position_BK.astype(np.int64), x_MT.shape[-1] - 2)
     weight_BK = (position_BK - left_BK).astype(np.float32)
-    beat_BK = x_MT[row_B[:, None], left_BK] * (1 - weight_BK) + x_MT[row_B[:, None], left_BK + 1] * weight_BK
-    beat_BK = _unit(beat_BK)
+    return whole_B, _unit(x_MT[row_B[:, None], left_BK] * (1 - weight_BK) + x_MT[row_B[:, None], left_BK + 1] * weight_BK)
+
+
+def _template_correlation(beat_BK: np.ndarray, row_B: np.ndarray, n_rows: int) -> np.ndarray:
+    """Median over a row's whole beats of the correlation with their mean, (M,); NaN below two whole beats."""
+    n_M = np.bincount(row_B, minlength=n_rows)
+    if not row_B.size:
+        return np.full(n_rows, np.nan)
     first_M = np.concatenate([[0], np.cumsum(n_M)[:-1]])
-    sum_MK = np.zeros((len(x_MT), BEAT_SAMPLES), np.float32)
+    sum_MK = np.zeros((n_rows, BEAT_SAMPLES), np.float32)
     has = n_M > 0
     sum_MK[has] = np.add.reduceat(beat_BK, first_M[has], axis=0)
     r_B = (beat_BK * _unit(sum_MK)[row_B]).sum(-1)
-    table_MB = _ragged(r_B.astype(float), row_B, n_M)
-    return np.where(n_M >= 2, _median(table_MB), np.nan)
+    return np.where(n_M >= 2, _median(_ragged(r_B.astype(float), row_B, n_M)), np.nan)
+
+
+def _pair_correlation(beat_BK: np.ndarray, row_B: np.ndarray, n_rows: int) -> np.ndarray:
+    """Median over a row's whole beats of the best correlation with one of the three beats on either side, (M,); NaN below two whole beats.
+
+    Two noisy copies of a beat correlate by S / (S + N), a noisy copy with a mean by the root of that: a pair shows noise sooner. Where the
+    shape alternates, as with ectopic beats, the best of the neighbours is still its like.
+    """
+    n_M = np.bincount(row_B, minlength=n_rows)
+    best_B = np.full(len(row_B), -1.0, np.float32)
+    line_K = np.linspace(-1, 1, BEAT_SAMPLES, dtype=np.float32)
+    line_K /= np.sqrt((line_K**2).sum())
+    level_BK = _unit(beat_BK - (beat_BK @ line_K)[:, None] * line_K)  # a drifting baseline is not noise
+    for apart in range(1, 4):
+        same_B = row_B[apart:] == row_B[:-apart]
+        r_B = np.where(same_B, (level_BK[apart:] * level_BK[:-apart]).sum(-1), -1.0)
+        best_B[apart:] = np.maximum(best_B[apart:], r_B)
+        best_B[:-apart] = np.maximum(best_B[:-apart], r_B)
+    return np.where(n_M >= 2, _median(_ragged(best_B.astype(float), row_B, n_M)), np.nan)
 
 
 def _unit(x_BK: np.ndarray) -> np.ndarray:

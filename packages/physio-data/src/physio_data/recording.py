@@ -11,6 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from physio_data.montage import canonical_eeg
+
 Reader = Callable[[int, int], np.ndarray]
 
 ECG_LEADS = ("I", "II", "III", "aVR", "aVL", "aVF", "V1", "V2", "V3", "V4", "V5", "V6")
@@ -19,9 +21,10 @@ _LEAD_WORDS = ("ecg", "ekg", "lead")
 
 
 def canonical_lead(name: str) -> str:
-    """The one spelling of a lead's name: ``AVR`` -> ``aVR``, ``ML II`` and ``mlii`` -> ``MLII``, ``ECG Lead V5`` -> ``V5``.
+    """The one spelling of a channel's name: ``AVR`` -> ``aVR``, ``ML II`` and ``mlii`` -> ``MLII``, ``ECG Lead V5`` -> ``V5``, ``EEG FPZ-CZ`` -> ``Fpz-Cz``.
 
-    Case, blanks, hyphens, underscores and a leading "ECG"/"lead" do not matter. An unknown name stays as written.
+    Case, blanks, hyphens, underscores and a leading "ECG"/"lead" do not matter; EEG positions as in ``montage.canonical_eeg``. An unknown name
+    stays as written.
     """
     stripped = name.strip()
     key = stripped.lower()
@@ -31,7 +34,7 @@ def canonical_lead(name: str) -> str:
         return _CANONICAL[key]
     for word in _LEAD_WORDS:
         key = key.removeprefix(word)
-    return _CANONICAL.get(key, stripped)
+    return _CANONICAL.get(key) or canonical_eeg(stripped) or stripped
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,7 @@
 import pytest
 
 from physio_data.corpora import CORPORA, Corpus, PrepareDefaults, TaskSpec, corpus
+from physio_data.corpora.twins import has_twin
 
 
 @pytest.mark.parametrize("name", CORPORA)
@@ -9,6 +10,7 @@ def test_every_row_is_a_corpus_that_states_its_origin(name):
     assert isinstance(row, Corpus) and row.name == name
     assert all(row.card().values()) and row.signal_kind in ("ecg", "ppg", "eeg", "mixed", "series")
     assert row.defaults.split != "official" or row.official_folds is not None
+    assert row.access == "generated" or has_twin(name)
     for module_function in (row.list_records, row.open_record):
         assert "<" not in module_function.__qualname__  # workers import it by name
 
@@ -21,7 +23,7 @@ def test_an_unknown_name_gets_the_nearest_one():
 
 
 def test_an_option_that_a_corpus_does_not_have_is_named():
-    with pytest.raises(ValueError, match=r"corpus 'ucr' has no option 'fs'; it has source_fs"):
+    with pytest.raises(ValueError, match=r"corpus 'ucr' has no option 'fs'; it has .*source_fs"):
         next(corpus("ucr").records("anywhere", fs=3))
 
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from physio_data.corpora import ucr
 from physio_data.prepare import PrepareConfig, prepare
 from physio_data.store import Store
 
@@ -101,3 +102,23 @@ def test_the_archive_s_own_files(shared, tmp_path, name, classes, train, test, l
     assert store.manifest["folds"] == {"train": train, "test": test} and store.n_samples == length
     position, count = np.unique(store.label(), return_counts=True)
     assert {store.tasks["class"]["classes"][p]: n for p, n in zip(position, count, strict=True)} == classes
+
+
+def test_crops_are_drawn_in_the_train_file_only(tmp_path):
+    rows = "\n".join("1\t" + "\t".join(map(str, range(20))) for _ in range(6))
+    for fold in ("TRAIN", "TEST"):
+        (tmp_path / f"Count_{fold}.tsv").write_text(rows + "\n")
+    starts = {record: ucr.open_record(tmp_path, record, crop_size=8).read()[0] for record in ucr.list_records(tmp_path)}
+    assert all(np.array_equal(x_T, np.arange(x_T[0], x_T[0] + 8)) for x_T in starts.values())
+    assert {starts[f"test-{row}"][0] for row in range(6)} == {6.0} and len({starts[f"train-{row}"][0] for row in range(6)}) > 2
+    assert np.array_equal(ucr.open_record(tmp_path, "train-3", crop_size=8).read()[0], starts["train-3"])
+    assert ucr.open_record(tmp_path, "train-0", crop_size=20).n_samples == 20  # as long as the series is allowed
+    with pytest.raises(ValueError, match=r"crop_size must lie between 1 and the 20 samples of Count train row 0, got 21"):
+        ucr.open_record(tmp_path, "train-0", crop_size=21)
+
+
+def test_statistics_are_those_of_the_train_samples(tmp_path):
+    (tmp_path / "S_TRAIN.tsv").write_text("100\t1\t2\t3\n-100\t4\t5\t6\n")
+    (tmp_path / "S_TEST.tsv").write_text("100\t70\t80\t90\n")
+    mean_C, sd_C = ucr.train_statistics(tmp_path)
+    assert mean_C == pytest.approx([3.5]) and sd_C == pytest.approx([np.std([1, 2, 3, 4, 5, 6])])

@@ -154,7 +154,7 @@ def test_wrong_counts_of_names_are_refused(tmp_path):
     [
         ("ppg_bidmc01/bidmc_01_Signals.csv", None, 125.0, ("RESP", "PLETH", "V", "AVR", "II")),
         ("biosppy_examples/ppg.txt", None, 1000.0, ("PPG",)),
-        ("opensignals_hdf5/ecg_sample.txt", None, 200.0, ("ch1", "ch2", "ch3")),
+        ("opensignals_hdf5/ecg_sample.txt", None, 200.0, ("ECG",)),
         ("vital_sqi/ecg_test1.csv", None, 256.0, ("1", "2")),
         ("ppg_heartpy/data2.csv", None, 116.98775446533, ("hr",)),
         ("ppg_heartpy/ring_data.csv", 32, 32.0, ("ch1",)),

@@ -20,7 +20,7 @@ class Loss(NamedTuple):
 
 
 class Masked(NamedTuple):
-    """What a masked autoencoder returns: reconstruction and target (B, C, T), and what was hidden (B, 1, T), bool, True = hidden."""
+    """What a masked autoencoder returns: reconstruction and target (B, C, T), and what is to be scored, (B, 1, T) or (B, C, T) bool, True = hidden."""
 
     pred_BCT: Tensor
     target_BCT: Tensor
@@ -33,6 +33,23 @@ class Encoded(NamedTuple):
     tokens_BND: Tensor
     pooled_BD: Tensor
     levels: dict[str, Tensor]
+
+
+class Embedded(NamedTuple):
+    """What an encoder trained as a whole returns: one vector per item. Networks that return more name it ``embedding_BD`` too."""
+
+    embedding_BD: Tensor
+
+
+class Contexts(NamedTuple):
+    """What an encoder for predictive coding returns: one vector per item, what each token alone holds, and what is known at each token
+    of it and all before it (``ahead``) or after it (``back``, None where the network reads one way). ``valid_BN`` None: all are real."""
+
+    embedding_BD: Tensor
+    local_BNL: Tensor
+    ahead_BND: Tensor
+    back_BND: Tensor | None
+    valid_BN: Tensor | None
 
 
 class Streams(Protocol):

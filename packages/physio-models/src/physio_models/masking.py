@@ -43,6 +43,13 @@ def trailing_mask(noise_BN: Tensor, ratio: float | Tensor) -> Tensor:
     return torch.arange(n, device=noise_BN.device) >= n - _column(n_hidden(ratio, n), noise_BN)
 
 
+def part_of(mask: Tensor, noise: Tensor, fraction: float) -> Tensor:
+    """The hidden places of lowest noise: ``int(fraction * n)`` of the n that an item, or a lead of it, hides, at least one; as the mask is."""
+    rank = noise.masked_fill(~mask, 2.0).argsort(dim=-1, stable=True).argsort(dim=-1, stable=True)
+    count = mask.sum(-1, keepdim=True)
+    return rank < torch.minimum((fraction * count.double()).long().clamp(min=1), count)
+
+
 MASKS = {"random": random_mask, "block": block_mask, "trailing": trailing_mask}
 
 

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from physio_models.interface import Encoded
 
-Pool = Literal["mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens"]
-POOLS: tuple[str, ...] = ("mean", "max", "std", "mean+max", "mean+std", "mean+max+std", "tokens")
+Pool = Literal["mean", "max", "std", "peak", "mean+max", "mean+std", "mean+max+std", "tokens"]
+POOLS: tuple[str, ...] = get_args(Pool)
 
 
 def pool(tokens_BND: Tensor, how: Pool = "mean", valid_BN: Tensor | None = None) -> Tensor:
     """Pool tokens over N: (B, D) times the number of parts named, or (B, N * D) for ``tokens``.
 
-    ``std`` is the population one. Tokens where ``valid_BN`` is False stay out (``tokens`` has them as 0).
+    ``std`` is the population one; ``peak`` is how far the largest token stands above the mean, which an offset shared by a whole
+    recording cannot move. Tokens where ``valid_BN`` is False stay out (``tokens`` has them as 0).
     ``ValueError`` for an unknown name or an item without a valid token.
     """
     if how not in POOLS:
@@ -59,4 +60,8 @@ def _std(tokens_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
     return _mean((tokens_BND - _mean(tokens_BND, valid_BN)[:, None]) ** 2, valid_BN).sqrt()
 
 
-_PARTS = {"mean": _mean, "max": _max, "std": _std}
+def _peak(tokens_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+    return _max(tokens_BND, valid_BN) - _mean(tokens_BND, valid_BN)
+
+
+_PARTS = {"mean": _mean, "max": _max, "std": _std, "peak": _peak}

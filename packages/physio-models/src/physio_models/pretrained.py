@@ -4,6 +4,7 @@
            contract.json        what the input must be, with the fingerprint
            model.safetensors    weights and running statistics
            seen.json            data and subjects of pretraining, where known
+           README.md            the model card, where one was given
 
 A run folder of training has the same config and contract, and weights under ``checkpoints/step_N``.
 """
@@ -26,7 +27,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from physio_models import MODELS, resolve
+from physio_models import MODELS, hub, resolve
+from physio_models.card import ModelCard, markdown
 from physio_models.contract import Encoder, InputContract
 from physio_models.interface import unwrap
 
@@ -82,10 +84,13 @@ def untrained_encoder(name: str, config: Any, contract: InputContract, seed: int
     return Encoder(model, contract, name=name, config=model.cfg, seen={"stores": [], "subjects": []}, source=f"{name}, untrained, seed {seed}", untrained=True)
 
 
-def save_pretrained(folder: Path | str, model: nn.Module, config: Any, contract: InputContract, seen: Mapping[str, Any] | None = None) -> Path:
+def save_pretrained(
+    folder: Path | str, model: nn.Module, config: Any, contract: InputContract, seen: Mapping[str, Any] | None = None, *, card: ModelCard | None = None
+) -> Path:
     """Write a model as a folder that appears whole or not at all; returns it. The contract gets the model's fingerprint.
 
-    ``config`` is the model's config, ``seen`` plain values. ``FileExistsError`` where the folder holds something already.
+    ``config`` is the model's config, ``seen`` plain values, ``card`` what README.md says (`hub.upload` needs one).
+    ``FileExistsError`` where the folder holds something already.
     """
     folder, model = Path(folder), unwrap(model)
     document = {"model": model_document(config)}
@@ -99,6 +104,8 @@ def save_pretrained(folder: Path | str, model: nn.Module, config: Any, contract:
         for name, content in (("config", document), ("contract", contract.to_json()), ("seen", seen)):
             if content is not None:
                 (temporary / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        if card is not None:
+            (temporary / "README.md").write_text(markdown(card, document["model"], contract, seen), encoding="utf-8")
         for file in temporary.iterdir():
             with file.open("rb") as opened:
                 os.fsync(opened.fileno())
@@ -112,12 +119,13 @@ def save_pretrained(folder: Path | str, model: nn.Module, config: Any, contract:
 
 
 def from_pretrained(path: Path | str, *, device: torch.device | str = "cpu", verify: bool = True) -> Encoder:
-    """The `Encoder` in a saved folder, a run folder (its best step, else its last) or a step folder of a run.
+    """The `Encoder` in a saved folder, a run folder (its best step, else its last), a step folder of a run, or on the Hub.
 
+    ``hf:owner/name`` or ``hf:owner/name@revision`` fetches a saved folder from the Hugging Face Hub (extra ``physio-models[hub]``).
     With ``verify`` the golden input must give the contract's fingerprint where it has one. ``ValueError`` says which file is
     missing, damaged or does not fit.
     """
-    path = Path(path)
+    source, path = str(path), hub.download(str(path)) if hub.is_hub_id(path) else Path(path)
     weights, home = _locate(path)
     document = _read_json(home / "config.json")
     if "model" not in document:
@@ -128,7 +136,7 @@ def from_pretrained(path: Path | str, *, device: torch.device | str = "cpu", ver
     with torch.random.fork_rng(devices=[]):  # the initial weights are replaced at once
         model = config.build()
     load_strictly(model, _read_weights(weights), weights)
-    encoder = Encoder(model.to(device), contract, name=document["model"]["name"], config=config, seen=seen, source=str(path))
+    encoder = Encoder(model.to(device), contract, name=document["model"]["name"], config=config, seen=seen, source=source)
     if verify and contract.fingerprint and not same_fingerprint(fingerprint(model, contract), contract.fingerprint):
         raise ValueError(f"{weights} does not give the fingerprint of {home / 'contract.json'}: the weights or the contract were changed; save the model anew")
     return encoder

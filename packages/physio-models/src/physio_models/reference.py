@@ -1,37 +1,30 @@
 """Read the files of the original systems, as tensors alone: no code in them is run.
 
 HiMAE (Simonlee711/HiMAE): Lightning checkpoints (``model.`` before every key), plain state dicts, the notebook's probe
-(``fc.*``) and the script's probe (``classifier.*`` with the whole ``backbone.*``).
+(``fc.*``) and the script's probe (``classifier.*`` with the whole ``backbone.*``). Ti-MAE and mamba_ssm: `reference_ti_mae`.
+PaPaGei: `reference_papagei`.
 """
 
 from __future__ import annotations
 
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from physio_models import nearest
 from physio_models.contract import ANY, Encoder, InputContract
 from physio_models.himae import HiMaeConfig
 from physio_models.pretrained import build_untrained, load_strictly
-
-_WRAPPERS = ("module.", "_orig_mod.", "model.")
-
-
-class Reference(NamedTuple):
-    """What a file held: a model in eval mode, a linear head on the mean of its deepest level, or both; the other is None."""
-
-    model: nn.Module | None
-    head: nn.Linear | None
+from physio_models.reference_files import Reference, linear, read, take_prefix
+from physio_models.reference_papagei import load_papagei, papagei_contract
+from physio_models.reference_ti_mae import read_mamba2, read_ti_mae, read_ti_mae_mamba, ti_mae_contract
 
 
 def load_reference(name: str, path: Path | str) -> Reference:
-    """Read an original's file for a row of MODELS. Depth, width, kernel and channels follow from the shapes.
+    """Read an original's file for a row of MODELS, or ``mamba2``. What shapes a network has follows from its tensors; nothing is left over.
 
     ``ValueError`` if the file is damaged, needs code to be read, or its keys are not that model's (they are named).
     """
@@ -41,11 +34,13 @@ def load_reference(name: str, path: Path | str) -> Reference:
 
 
 def reference_encoder(name: str, path: Path | str, contract: InputContract | None = None) -> Encoder:
-    """An `Encoder` around an original's backbone; ``contract`` defaults to what the original trained on (`himae_contract`)."""
+    """An `Encoder` around an original's backbone; ``contract`` defaults to what the original trained on."""
+    if name in READERS and name not in CONTRACTS:
+        raise ValueError(f"{name!r} is no encoder of signals; load_reference gives the layers")
     model = load_reference(name, path).model
     if model is None:
         raise ValueError(f"{path} holds a probe without its backbone: give the backbone's checkpoint")
-    return Encoder(model, contract or himae_contract(model.cfg.n_channels), name=name, config=model.cfg, source=str(path))
+    return Encoder(model, contract or CONTRACTS[name](model.cfg), name=name, config=model.cfg, source=str(path))
 
 
 def himae_contract(n_channels: int = 1) -> InputContract:
@@ -57,27 +52,47 @@ def himae_contract(n_channels: int = 1) -> InputContract:
 
 
 def _read_himae(path: Path) -> Reference:
-    state = _state_dict(path)
-    heads = {"fc.": _take(state, "fc."), "classifier.": _take(state, "classifier.")}
+    state, *_ = read(path)
+    keys = tuple(state)
+    heads = {"fc.": take_prefix(state, "fc."), "classifier.": take_prefix(state, "classifier.")}
     found = [(prefix, head) for prefix, head in heads.items() if head]
     if len(found) > 1:
         raise ValueError(f"{path} holds two heads, fc.* and classifier.*; keep one")
-    head = _linear(found[0][1], found[0][0], path) if found else None
-    backbone = _take(state, "backbone.") if any(key.startswith("backbone.") for key in state) else _take(state, "")
+    head = linear(found[0][1], found[0][0], path) if found else None
+    backbone = take_prefix(state, "backbone.") if any(key.startswith("backbone.") for key in state) else take_prefix(state, "")
     if state:
         raise ValueError(f"{path} has keys beside the backbone and the head: {', '.join(sorted(state)[:6])}")
     if not backbone:
         if head is None:
             raise ValueError(f"{path} holds no tensors")
-        return Reference(None, head)
+        return Reference(None, head, {f"head.{key.partition('.')[2]}": key for key in keys})
     model = build_untrained("himae", _himae_config(backbone, path))
     load_strictly(model, backbone, path)
     if head is not None and head.in_features != model.cfg.widths[-1]:
         raise ValueError(f"{path}: the head takes {head.in_features} features, the backbone's deepest level has {model.cfg.widths[-1]}")
-    return Reference(model.eval(), head)
+    mapped = {f"head.{key.partition('.')[2]}" if key.startswith(("fc.", "classifier.")) else key.removeprefix("backbone."): key for key in keys}
+    return Reference(model.eval(), head, mapped)
 
 
-READERS: dict[str, Callable[[Path], Reference]] = {"himae": _read_himae}
+def _read_papagei(path: Path) -> Reference:
+    model, mapped = load_papagei(path)
+    return Reference(model, None, mapped)
+
+
+READERS: dict[str, Callable[[Path], Reference]] = {
+    "himae": _read_himae,
+    "ti_mae": read_ti_mae,
+    "ti_mae_mamba": read_ti_mae_mamba,
+    "papagei": _read_papagei,
+    "mamba2": read_mamba2,  # a layer or a stack of them, no encoder of signals
+}
+CONTRACTS: dict[str, Callable[[Any], InputContract]] = {
+    "himae": lambda cfg: himae_contract(cfg.n_channels),
+    "ti_mae": lambda cfg: ti_mae_contract(cfg.n_channels, cfg.n_samples),
+    "ti_mae_mamba": lambda cfg: ti_mae_contract(cfg.n_channels, cfg.n_samples),
+    "papagei": lambda cfg: papagei_contract(cfg.n_channels),
+}
+"""What the originals' inputs were, by the config of the network."""
 
 
 def _himae_config(state: Mapping[str, Tensor], path: Path) -> HiMaeConfig:
@@ -99,39 +114,3 @@ def _himae_config(state: Mapping[str, Tensor], path: Path) -> HiMaeConfig:
         norm="batch" if "encoder_layers.0.main_path.1.running_mean" in state else "group",
         mask_input="channel" if first[0].shape[1] == n_channels + 1 else "zero",
     )
-
-
-def _state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a torch file, wrappers' prefixes taken off. Files saved on a GPU read anywhere."""
-    if not path.is_file():
-        raise ValueError(f"{path} is no file: give the original's checkpoint")
-    try:
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged, or holds more than tensors and plain values ({(str(error) or type(error).__name__).splitlines()[0]}); export its state dict"
-        ) from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(isinstance(value, Tensor) for value in content.values()):
-        raise ValueError(f"{path} holds no state dict: expected names and tensors, or a Lightning checkpoint with 'state_dict'")
-    state = dict(content)
-    while prefix := next((w for w in _WRAPPERS if all(key.startswith(w) for key in state)), None):
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
-    return state
-
-
-def _take(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Move the keys under a prefix out of ``state``."""
-    return {key.removeprefix(prefix): state.pop(key) for key in list(state) if key.startswith(prefix)}
-
-
-def _linear(state: dict[str, Tensor], prefix: str, path: Path) -> nn.Linear:
-    if state.keys() != {"weight", "bias"} or state["weight"].ndim != 2 or state["bias"].shape != state["weight"].shape[:1]:
-        raise ValueError(
-            f"{path}: {prefix}* must be a weight (classes, features) and a bias (classes,), got { ({k: tuple(v.shape) for k, v in state.items()}) }"
-        )
-    n_out, n_in = state["weight"].shape
-    head = nn.utils.skip_init(nn.Linear, n_in, n_out)
-    head.load_state_dict({key: value.float() for key, value in state.items()})
-    return head.eval().requires_grad_(False)

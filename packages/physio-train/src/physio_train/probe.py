@@ -34,7 +34,7 @@ class ProbeConfig:
     strengths: tuple[float, ...] = ()  # logistic: scikit-learn's C; ridge: 1 / alpha. Empty: (1e-4 .. 1) for logistic, (1e-5 .. 0.1) for ridge
     n_inner: int = 4  # inner grouped folds that choose the strength and the threshold
     weights: Literal["balanced", "none"] = "balanced"  # balanced: each class weighs the same, so prevalence of a fold cannot leak into pooled scores
-    select: Literal["auroc", "log_loss"] = "auroc"  # what chooses the strength, on inner out-of-fold predictions (regression: squared error)
+    select: Literal["log_loss", "auroc"] = "log_loss"  # chooses the strength on inner out-of-fold scores: a proper score keeps folds comparable when pooled
     missing: Literal["error", "median"] = "error"  # NaN features: refuse (encoders), or fill with the training rows' median (hand-crafted)
     seed: int = 0  # of the inner folds
 

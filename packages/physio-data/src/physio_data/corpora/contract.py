@@ -52,6 +52,8 @@ class Corpus:
     `label_windows(recording, start_s_N, window_s) -> {task: (N,) array}`: int64 with -1 for unknown, float64 with NaN for regression,
     (N, n_classes) int64 for multilabel. `start_s_N` counts seconds from the record's first sample.
     `official_folds(record_ids, root, **options) -> {record_id: fold}`: the published split, or None.
+    `beat_times(recording) -> (K,) seconds` of the annotated beats and `label_beats(recording, beat_s_K) -> {task: (K,) array}` serve windows
+    that are centred on beats; their tasks stand in `tasks` too.
     `tasks_at(root, **options)` overrides `tasks` where class names lie in the files.
     """
 
@@ -68,14 +70,22 @@ class Corpus:
     defaults: PrepareDefaults = field(default_factory=PrepareDefaults)
     tasks: Mapping[str, TaskSpec] = field(default_factory=dict)
     label_windows: Callable[[Recording, np.ndarray, float], dict[str, np.ndarray]] | None = None
+    beat_times: Callable[[Recording], np.ndarray] | None = None
+    label_beats: Callable[[Recording, np.ndarray], dict[str, np.ndarray]] | None = None
     official_folds: Callable[..., Mapping[str, str] | None] | None = None
     tasks_at: Callable[..., Mapping[str, TaskSpec]] | None = None
     waivers: tuple[str, ...] = ()  # subjects that the official folds may share, as `splits.check_disjoint` names them
     subjects: Literal["known", "unknown"] = "known"
     records_per_task: int = 1  # how many records one worker call takes; larger where a record is one short row of a table
+    layout: Literal["verified", "unverified"] = "verified"  # whether the files that it reads were seen, or only described by the corpus's documentation
+    obtain: str = ""  # how to get the files, where the page at `url` alone does not say it
     options: Mapping[str, str] = field(default_factory=dict)  # option name -> one-line help (with its unit)
 
     def __post_init__(self) -> None:
+        if (self.beat_times is None) != (self.label_beats is None):
+            raise ValueError(f"corpus {self.name!r} needs both beat_times and label_beats, or neither")
+        if self.layout not in ("verified", "unverified"):
+            raise ValueError(f"layout must be verified or unverified, got {self.layout!r}")
         if self.records_per_task < 1:
             raise ValueError(f"records_per_task must be at least 1, got {self.records_per_task}")
 
@@ -88,6 +98,10 @@ class Corpus:
     def window_labels(self, recording: Recording, start_s_N: np.ndarray, window_s: float) -> dict[str, np.ndarray]:
         """Labels of the windows that start at `start_s_N` (seconds from the record's first sample) and last `window_s`."""
         return {} if self.label_windows is None else self.label_windows(recording, start_s_N, window_s)
+
+    def beat_labels(self, recording: Recording, beat_s_K: np.ndarray) -> dict[str, np.ndarray]:
+        """Labels of the windows centred on the beats at `beat_s_K` (seconds from the record's first sample)."""
+        return {} if self.label_beats is None else self.label_beats(recording, beat_s_K)
 
     def folds(self, record_ids: Sequence[str], root: str | Path | None = None, **options: object) -> Mapping[str, str] | None:
         """The official fold of every record id, or None where the corpus publishes no split."""
@@ -105,5 +119,5 @@ class Corpus:
 
     def card(self) -> dict[str, str]:
         """The corpus card that a store's manifest keeps."""
-        keys = ("name", "title", "licence", "access", "size", "citation", "url")
-        return {key: getattr(self, key) for key in keys}
+        keys = ("name", "title", "licence", "access", "size", "citation", "url", "layout")
+        return {key: getattr(self, key) for key in keys} | {"obtain": self.obtain or f"from {self.url}"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -33,18 +34,21 @@ class _DataSet:
     classes: tuple[str, ...]
 
 
-def list_records(root: str | Path, *, source_fs: float = 1.0) -> list[str]:
+def list_records(root: str | Path, *, source_fs: float = 1.0, crop_size: int | None = None) -> list[str]:
     """`train-0`, `train-1`, ..., `test-0`, ...: the rows of the files in the folder of one data set; either file may be absent."""
     return [f"{fold}-{row}" for fold, table in _data_set(root).tables.items() for row in range(len(table.series))]
 
 
-def open_record(root: str | Path, record_id: str, *, source_fs: float = 1.0) -> Recording:
+def open_record(root: str | Path, record_id: str, *, source_fs: float = 1.0, crop_size: int | None = None) -> Recording:
     """One row as a Recording. The archive states no rate and no subjects: one sample counts as one second unless `source_fs` (Hz) says more,
-    and every row is its own subject, `ucr:<data set>:<fold>-<row>`. `record` is the 0-based row number."""
+    and every row is its own subject, `ucr:<data set>:<fold>-<row>`. `record` is the 0-based row number. `crop_size` samples are kept: from a start
+    drawn per row in the train file, from the middle in the test file, so that a score does not depend on a draw."""
     data = _data_set(root)
     fold, _, row = record_id.rpartition("-")
     table = data.tables[fold]
     x_CT = table.series[int(row)]
+    if crop_size is not None:
+        x_CT = _cropped(x_CT, crop_size, data.name, fold, int(row))
     label = table.labels[int(row)]
     channels = ("series",) if len(x_CT) == 1 else tuple(f"series{i}" for i in range(1, len(x_CT) + 1))
     return Recording.from_array(
@@ -63,15 +67,33 @@ def label_windows(recording: Recording, start_s_N: np.ndarray, window_s: float) 
     return {task: np.full(len(start_s_N), position, np.int64) for task, position in recording.labels.items()}
 
 
-def folds(record_ids: list[str], root: str | Path, *, source_fs: float = 1.0) -> dict[str, str]:
+def folds(record_ids: list[str], root: str | Path, *, source_fs: float = 1.0, crop_size: int | None = None) -> dict[str, str]:
     """The archive's own division into a train and a test file."""
     return {record_id: record_id.rpartition("-")[0] for record_id in record_ids}
 
 
-def tasks_at(root: str | Path, *, source_fs: float = 1.0) -> dict[str, TaskSpec]:
+def tasks_at(root: str | Path, *, source_fs: float = 1.0, crop_size: int | None = None) -> dict[str, TaskSpec]:
     """`class` with the original names of both files; none where no row has a label."""
     classes = _data_set(root).classes
     return {"class": TaskSpec(kind="binary" if len(classes) == 2 else "multiclass", classes=classes)} if classes else {}
+
+
+def train_statistics(root: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) of the samples of the train file: labels are no samples, and the test file is not looked at."""
+    table = _data_set(root).tables.get("train")
+    if table is None:
+        raise ValueError(f"root {root} has no train file, from which alone statistics are taken; add NAME_TRAIN.tsv")
+    x_CT = np.concatenate(table.series, axis=1).astype(np.float64)
+    return np.nanmean(x_CT, axis=1), np.nanstd(x_CT, axis=1)
+
+
+def _cropped(x_CT: np.ndarray, crop_size: int, name: str, fold: str, row: int) -> np.ndarray:
+    spare = x_CT.shape[1] - crop_size
+    if crop_size < 1 or spare < 0:
+        raise ValueError(f"crop_size must lie between 1 and the {x_CT.shape[1]} samples of {name} {fold} row {row}, got {crop_size}")
+    digest = hashlib.sha256(f"{name}|{fold}|{row}".encode()).digest()
+    start = int.from_bytes(digest[:8], "big") % (spare + 1) if fold == "train" else spare // 2
+    return x_CT[:, start : start + crop_size]
 
 
 def _data_set(root: str | Path) -> _DataSet:
@@ -207,5 +229,8 @@ CORPUS = Corpus(
     tasks_at=tasks_at,
     subjects="unknown",
     records_per_task=256,
-    options={"source_fs": "rate in Hz, which the archive does not state (default 1: one sample is one second)"},
+    options={
+        "source_fs": "rate in Hz, which the archive does not state (default 1: one sample is one second)",
+        "crop_size": "samples to keep of each series, from a drawn start in the train file and from the middle in the test file (default: all)",
+    },
 )

@@ -14,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
+from physio_data.formats.arrays import settled_rate
+from physio_data.formats.opensignals import text_columns
 from physio_data.recording import Recording
+from physio_data.timing import TIME_NAMES, uniform_rate
 
 _EMPTY = frozenset({"", "nan", "na", "n/a", "null", "none", "-"})
 _UNIT_OF_TIME = {"s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0, "ms": 1e-3, "msec": 1e-3, "millisecond": 1e-3, "milliseconds": 1e-3}
-_TIME_NAMES = frozenset({"time", "timestamp", "timestamps", "t", "timer", "datetime", "date", "elapsed time"})
 _BRACKETS = re.compile(r"^(.*?)\s*[\[(]\s*([^\])]*?)\s*[\])]$")
 _SUFFIX = re.compile(r"^(.*?)[_ ](ms|msec|s|sec|seconds|milliseconds)$", re.IGNORECASE)
 _STATED_RATE = re.compile(r"sampling\W{0,3}(?:rate|frequency)[^0-9\n]{0,12}([0-9]+(?:\.[0-9]+)?)", re.IGNORECASE)
@@ -47,8 +49,9 @@ def open_csv(
 ) -> Recording:
     """Open a text file of one row per sample.
 
-    Separators are comma, semicolon, tab or blanks; a byte-order mark, quotes, lines that start with ``#``, ``%`` or ``//``, and a
-    decimal comma beside semicolons are understood. Empty cells (also ``nan``, ``NA``, ``null``, ``-``) are NaN. A header may carry
+    Separators are comma, semicolon, tab, bar or blanks; a byte-order mark (UTF-8 or UTF-16), quotes of both kinds, OpenSignals' JSON
+    header, lines that start with ``#``, ``%`` or ``//``, and a decimal comma beside semicolons are understood. Empty cells (also
+    ``nan``, ``NA``, ``null``, ``-``) are NaN. A header may carry
     units as ``PLETH [a.u.]``; without one the channels are ``ch1``, ``ch2``, ... unless ``channels`` names them.
 
     The rate is, in this order: a uniform time column (time, timestamp, t, ... in s, ms or as date and time), a comment "Sampling
@@ -63,7 +66,8 @@ def open_csv(
     names, unit_of = _columns(path, table)
     time_column = _time_column(table)
     time_s, decimals = (None, 0) if time_column is None else _time(path, table, time_column, names[time_column], unit_of[time_column])
-    keep = [i for i in range(len(names)) if i != time_column and not _all_blank(table, names, i)]
+    vendor = text_columns(path, table.comments)
+    keep = [i for i in range(len(names)) if i != time_column and not _all_blank(table, names, i)] if vendor is None else vendor[1]
     if not keep:
         raise ValueError(f"{path}: no signal column beside the time column; add one column a channel")
     fs = _rate(path, table, time_s, decimals, source_fs)
@@ -72,6 +76,8 @@ def open_csv(
     stated = next((m[1].strip() for m in map(_STATED_NAMES.match, table.comments) if m), None)
     if channels is not None:
         labels = list(channels)
+    elif vendor is not None:
+        labels = vendor[0]
     elif table.header is None and stated and len(stated.split(",")) == len(keep):
         labels = [name.strip() for name in stated.split(",")]
     else:
@@ -91,7 +97,8 @@ def open_csv(
 
 def _read_table(path: Path) -> _Table:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        raw = path.read_bytes()
+        text = raw.decode("utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except FileNotFoundError as error:
         raise ValueError(f"{path}: no such file") from error
     except UnicodeDecodeError as error:
@@ -127,7 +134,7 @@ def _read_table(path: Path) -> _Table:
 
 
 def _delimiter(line: str) -> str | None:
-    for delimiter in (";", "\t", ","):
+    for delimiter in (";", "\t", "|", ","):
         if delimiter in line:
             return delimiter
     return None
@@ -135,10 +142,10 @@ def _delimiter(line: str) -> str | None:
 
 def _split(line: str, delimiter: str | None) -> list[str]:
     if delimiter is None:
-        return [cell.strip('"') for cell in line.split()] or [""]
+        return [cell.strip("\"'") for cell in line.split()] or [""]
     if '"' in line:
         return [cell.strip() for cell in next(csv.reader([line], delimiter=delimiter, skipinitialspace=True))]
-    return [cell.strip() for cell in line.split(delimiter)]
+    return [cell.strip().strip("'") for cell in line.split(delimiter)]
 
 
 def _is_header(cells: list[str], decimal_comma: bool) -> bool:
@@ -174,7 +181,7 @@ def _is_time(header_cell: str) -> bool:
     match = _BRACKETS.match(name)
     name = match[1] if match else name
     suffix = _SUFFIX.match(name)
-    return name in _TIME_NAMES or name in _UNIT_OF_TIME or (suffix is not None and suffix[1] in _TIME_NAMES)
+    return name in TIME_NAMES or name in _UNIT_OF_TIME or (suffix is not None and suffix[1] in TIME_NAMES)
 
 
 def _time_column(table: _Table) -> int | None:
@@ -209,36 +216,10 @@ def _time(path: Path, table: _Table, column: int, name: str, unit: str) -> tuple
 
 
 def _rate(path: Path, table: _Table, time_s: np.ndarray | None, decimals: int, source_fs: float | None) -> float:
-    if source_fs is not None and not (np.isfinite(source_fs) and source_fs > 0):
-        raise ValueError(f"source_fs must be a positive number of Hz, got {source_fs}")
     stated = uniform_rate(time_s, decimals) if time_s is not None else None
     if stated is None:
         stated = next((float(m[1]) for m in map(_STATED_RATE.search, table.comments) if m and float(m[1]) > 0), None)
-    if stated is None and source_fs is None:
-        why = "its time column is not uniform" if time_s is not None else "it has no time column"
-        raise ValueError(f"{path}: no sampling rate ({why}); give it with --source-fs HZ (source_fs=...)")
-    if stated is not None and source_fs is not None and abs(stated - source_fs) > 0.005 * stated:
-        raise ValueError(f"{path}: the file states {stated:g} Hz, which --source-fs {source_fs:g} contradicts; leave it out or delete the time column")
-    return float(source_fs if source_fs is not None else stated)
-
-
-def uniform_rate(time_s: np.ndarray, decimals: int = 6) -> float | None:
-    """The rate in Hz of sample times (T,) in seconds, or ``None`` where a time is more than half a step from an even grid.
-
-    A rate that is whole within the rounding of times written with ``decimals`` decimals comes back as that whole number.
-    """
-    n_steps = time_s.size - 1
-    if n_steps < 1 or not np.isfinite(time_s).all():
-        return None
-    span_s = float(time_s[-1] - time_s[0])
-    if span_s <= 0:
-        return None
-    step_s = span_s / n_steps
-    if np.abs(time_s - time_s[0] - step_s * np.arange(time_s.size)).max() > 0.51 * step_s:
-        return None
-    whole = round(1 / step_s)
-    rounding_s = 1.01 * 10.0**-decimals
-    return float(whole) if whole and abs(n_steps / whole - span_s) <= rounding_s else 1 / step_s
+    return settled_rate(path, stated, source_fs, "its time column is not uniform" if time_s is not None else "it has no time column")
 
 
 def _all_blank(table: _Table, names: list[str], column: int) -> bool:

@@ -17,10 +17,10 @@ from typing import NamedTuple
 import h5py
 import numpy as np
 
+from physio_data.formats.arrays import RATE_NAMES, as_rows, oriented, settled_names, settled_rate
 from physio_data.recording import Recording
 
 WAVEFORM = "normalized_waveform"
-_RATE_NAMES = ("fs", "sampling_rate", "sampling rate", "sample_rate", "sampling_frequency", "sfreq")
 _SIGNALS = ("ppg", "ecg")
 
 
@@ -53,35 +53,20 @@ def open_hdf5(
     ...) of the dataset, of a group above it or of the file, else ``source_fs`` in Hz; ``channels`` and ``units`` likewise.
     """
     path = Path(path)
-    if axes not in ("CT", "TC"):
-        raise ValueError(f"axes must be 'CT' (channels, samples) or 'TC' (samples, channels), got {axes!r}")
     with open_h5(path) as file:
         data = _signal_dataset(path, file, dataset)
         name, shape, attributes = data.name, data.shape, _attributes(data)
-    if len(shape) == 1:
-        n_channels, n_samples, axes = 1, shape[0], "T"
-    elif len(shape) == 2:
-        n_channels, n_samples = shape if axes == "CT" else shape[::-1]
-    else:
-        raise ValueError(f"{path}: dataset {name} has shape {shape}; a recording is (T,), (C, T) or (T, C)")
-    if len(shape) == 2 and n_channels > n_samples:
-        raise ValueError(f"{path}: dataset {name} of shape {shape} read as {axes} has more channels than samples; give axes={'TC' if axes == 'CT' else 'CT'!r}")
-    stated = next((float(np.ravel(attributes[key])[0]) for key in _RATE_NAMES if key in attributes), None)
-    if stated is None and source_fs is None:
-        raise ValueError(f"{path}: no sampling rate (no attribute {', '.join(_RATE_NAMES[:3])} ... on {name}); give it with --source-fs HZ (source_fs=...)")
-    if stated is not None and source_fs is not None and abs(stated - source_fs) > 0.005 * stated:
-        raise ValueError(f"{path}: the file states {stated:g} Hz, which --source-fs {source_fs:g} contradicts; leave it out")
+    n_channels, n_samples, axes = oriented(path, f"dataset {name}", shape, axes)
+    stated = next((float(np.ravel(attributes[key])[0]) for key in RATE_NAMES if key in attributes), None)
+    fs = settled_rate(path, stated, source_fs, f"no attribute {', '.join(RATE_NAMES[:3])} ... on {name}")
     labels = channels if channels is not None else attributes.get("channels")
-    labels = [f"ch{i}" for i in range(1, n_channels + 1)] if labels is None else [text(value) for value in np.ravel(labels)]
     unit_of = units if units is not None else attributes.get("units", attributes.get("unit"))
-    unit_of = ["a.u."] * n_channels if unit_of is None else [text(value) for value in np.ravel(unit_of)]
-    for argument, given in (("channels", labels), ("units", unit_of)):
-        if len(given) != n_channels:
-            raise ValueError(f"{path}: {argument} must name {n_channels} channels of {name} {shape}, got {', '.join(given)}")
+    names, unit_of = (None if given is None else [text(value) for value in np.ravel(given)] for given in (labels, unit_of))
+    names, unit_of = settled_names(path, n_channels, names, unit_of)
     return Recording(
-        fs=stated if stated is not None else source_fs,
-        channels=tuple(labels),
-        units=tuple(unit_of),
+        fs=fs,
+        channels=names,
+        units=unit_of,
         n_samples=n_samples,
         subject=subject or path.stem,
         record=path.stem,
@@ -101,7 +86,7 @@ class Hdf5Reader:
         with open_h5(self.path) as file:
             data = file[self.dataset]
             x = data[:, start:stop] if self.axes == "CT" else data[start:stop]
-        return x.T if self.axes == "TC" else np.atleast_2d(x)
+        return as_rows(x, self.axes)
 
 
 class IndexRow(NamedTuple):
