@@ -117,16 +117,47 @@ impl RankEncoder {
 
     /// Appends the ids of one sequence.
     pub fn encode(&self, vocabulary: &Vocabulary, symbols: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        scratch.rows.clear();
-        let mut row = 0;
-        scratch.rows.extend(symbols.iter().map(|&symbol| {
-            row = self.trie.child(row, self.trie.column[symbol as usize]);
-            row
-        }));
+        scratch.rows.resize(symbols.len(), 0);
+        self.walk(symbols, &mut scratch.rows);
         scratch.dead.clear();
         let base = ids.len();
         Search { encoder: self, vocabulary, symbols, rows: &scratch.rows, dead: &mut scratch.dead }.run(ids);
         ids[base..].reverse();
+    }
+
+    /// The row of the automaton after every symbol.
+    ///
+    /// Each step waits for the load before it, so four parts of the sequence are walked at once, each as if it began there. Where the text
+    /// that counts lies within the part, that is right already; from each border the walk is mended until it meets what is there.
+    fn walk(&self, symbols: &[u8], rows: &mut [u32]) {
+        let part = symbols.len() / 4;
+        let (s0, s1, s2, s3) = (&symbols[..part], &symbols[part..2 * part], &symbols[2 * part..3 * part], &symbols[3 * part..]);
+        let (first, second) = rows.split_at_mut(2 * part);
+        let ((r0, r1), (r2, r3)) = (first.split_at_mut(part), second.split_at_mut(part));
+        let (mut a, mut b, mut c, mut d) = (0, 0, 0, 0);
+        for i in 0..part {
+            (a, b, c, d) = (self.step(a, s0[i]), self.step(b, s1[i]), self.step(c, s2[i]), self.step(d, s3[i]));
+            (r0[i], r1[i], r2[i], r3[i]) = (a, b, c, d);
+        }
+        for (&symbol, row) in s3[part..].iter().zip(&mut r3[part..]) {
+            d = self.step(d, symbol);
+            *row = d;
+        }
+        for border in [part, 2 * part, 3 * part].into_iter().filter(|&border| border > 0) {
+            let mut true_row = rows[border - 1];
+            for (&symbol, row) in symbols[border..].iter().zip(&mut rows[border..]) {
+                true_row = self.step(true_row, symbol);
+                if *row == true_row {
+                    break;
+                }
+                *row = true_row;
+            }
+        }
+    }
+
+    #[inline]
+    fn step(&self, row: u32, symbol: u8) -> u32 {
+        self.trie.child(row, self.trie.column[symbol as usize])
     }
 }
 
