@@ -32,8 +32,7 @@ from physio_data import open_recording
 from physio_data.filters import resample
 
 FS, STRETCH, N_STRETCHES = 250.0, 1250, 12
-SLOW_S = 20.0  # CPU seconds from which a peer runs twice; ROUNDS otherwise
-ROUNDS = 5
+SLOW_S = 20.0  # CPU seconds from which a peer runs twice
 LIMITS: dict[tuple[str, str], tuple[float, float | None]] = {  # row, peer: must, aim
     ("train 1250", "youtokentome, 2 threads"): (3, 6),
     ("train 1250", "rustbpe"): (5, 10),
@@ -131,8 +130,8 @@ def in_turns(runs: Runs, draw: Draw, n_rounds: int, check: Callable[[np.ndarray,
 class Bench:
     """The rows; each prints its lines and notes its ratios in `summary`."""
 
-    def __init__(self, x_NL: np.ndarray, sizes: Sizes, folder: Path) -> None:
-        self.x_NL, self.sizes, self.folder = x_NL, sizes, folder
+    def __init__(self, x_NL: np.ndarray, sizes: Sizes, folder: Path, n_rounds: int) -> None:
+        self.x_NL, self.sizes, self.folder, self.n_rounds = x_NL, sizes, folder, n_rounds
         self.reference = peers.Reference(folder)
         self.limits = self.reference.limits(drawing(x_NL, min(1_000_000, x_NL.size), 1)(0))
         self.summary: dict[str, float] = {}
@@ -175,7 +174,7 @@ class Bench:
             "sentencepiece": lambda x: peers.train_sentencepiece(text(x), merges),
             "tokenizers": lambda x: peers.train_hf(text(x), merges),
         }
-        self._train("train 1250", runs, drawing(self.x_NL, self.sizes.train, 1), ROUNDS)
+        self._train("train 1250", runs, drawing(self.x_NL, self.sizes.train, 1), self.n_rounds)
 
     def train_15000(self) -> None:
         runs: Runs = {"ours": lambda x: train_symbols(x, self.sizes.n_merges), "tokenizers": lambda x: peers.train_hf(text(x), self.sizes.n_merges)}
@@ -204,7 +203,7 @@ class Bench:
             "recount everything, 2 threads": lambda x: self.reference.recount(x, merges, 2),
         }
         check = lambda _, found: self.equal(row, "merges", len(found) < 2 or np.array_equal(*found.values()))  # noqa: E731
-        times = in_turns(runs, drawing(self.x_NL, self.sizes.one_string, 1), ROUNDS, check)
+        times = in_turns(runs, drawing(self.x_NL, self.sizes.one_string, 1), self.n_rounds, check)
         self.report(row, self.sizes.one_string, times, self.limits["sweep_ns"], "one count of all pairs")
 
     def encode_bpe(self) -> None:
@@ -225,7 +224,7 @@ class Bench:
                 if peer in found:
                     self.equal(row, f"ids of {peer}", np.array_equal(found["ours"], np.concatenate([np.array(ids, np.uint32) for ids in found[peer]])))  # type: ignore[attr-defined]
 
-        self.report(row, self.sizes.encode, in_turns(runs, draw, ROUNDS, check), self.limits["l2_ns"], "one dependent load from L2")
+        self.report(row, self.sizes.encode, in_turns(runs, draw, self.n_rounds, check), self.limits["l2_ns"], "one dependent load from L2")
         print(f"  ids of {self.sizes.encode} symbols equal to tiktoken's and tokenizers' in every round", flush=True)
 
     def encode_longest(self) -> None:
@@ -243,8 +242,8 @@ class Bench:
             check = lambda _, found: self.equal(row, "ids", all(np.array_equal(found["ours"], ids) for ids in found.values()))  # noqa: B023, E731
             n_few = min(self.sizes.longest, 100 * n_stretches * STRETCH)  # a rebuilt tree is slow: fewer strings, rates per symbol
             few, many = drawing(self.x_NL, n_few, n_stretches), drawing(self.x_NL, self.sizes.longest, n_stretches)
-            times = in_turns({"ours": encode, "tree kept": lambda x: self.reference.longest(x, pairs, kept=True)}, many, ROUNDS, check)
-            slow = in_turns({"ours": encode, "tree rebuilt per call": rebuilt}, few, ROUNDS, check)["tree rebuilt per call"]
+            times = in_turns({"ours": encode, "tree kept": lambda x: self.reference.longest(x, pairs, kept=True)}, many, self.n_rounds, check)
+            slow = in_turns({"ours": encode, "tree rebuilt per call": rebuilt}, few, self.n_rounds, check)["tree rebuilt per call"]
             scale = many(0).size / few(0).size
             times["tree rebuilt per call"] = (slow[0] * scale, slow[1] * scale)
             self.report(row, many(0).size, times, self.limits["l2_ns"], "one dependent load from L2")
@@ -267,7 +266,11 @@ class Bench:
         draw: Draw = lambda i: x_NCL[np.random.default_rng(i).permutation(len(x_NCL))[:n]]  # noqa: E731
         check = lambda _, found: self.equal(row, "letters", all(one == found["ours"] for one in found.values()))  # noqa: E731
         self.report(
-            row, n * N_STRETCHES * STRETCH, in_turns(runs, draw, ROUNDS, check), 2.5 * self.limits["copy_ns"], "float32 read and byte written at copy speed"
+            row,
+            n * N_STRETCHES * STRETCH,
+            in_turns(runs, draw, self.n_rounds, check),
+            2.5 * self.limits["copy_ns"],
+            "float32 read and byte written at copy speed",
         )
 
     def growth(self) -> None:
@@ -281,7 +284,7 @@ class Bench:
         for name, work in works.items():
             both = []
             for x in (few, many):
-                times = in_turns({"ours": work}, lambda _, x=x: x, ROUNDS, lambda *_: None)
+                times = in_turns({"ours": work}, lambda _, x=x: x, self.n_rounds, lambda *_: None)
                 both.append(times["ours"][0])
             self.summary[f"ten times the symbols: {name}"] = ratio = round(both[1] / both[0], 2)
             self.held &= ratio <= 12
@@ -344,12 +347,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--root", type=Path, nargs="+", required=True, help="folders of WFDB records, read in turn until there are samples enough")
     parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), help="rows to run")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all take their turn")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the symbols and 1000 merges: a look, no measurement")
     args = parser.parse_args()
     sizes = QUICK if args.quick else Sizes()
     x_NL = stretches(args.root, int(1.2 * sizes.train))
     with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(x_NL, sizes, Path(folder))
+        bench = Bench(x_NL, sizes, Path(folder), args.rounds)
         print("limits here: " + ", ".join(f"{name[:-3]} {value:.3f} ns" for name, value in bench.limits.items()), flush=True)
         for name in args.only:
             ROWS[name](bench)
