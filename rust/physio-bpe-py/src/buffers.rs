@@ -76,7 +76,7 @@ plain!(u8, u32, u64, i64);
 /// The values as a bytearray, which `numpy.frombuffer` takes without a copy.
 pub fn write<'py, T: Plain>(py: Python<'py>, values: &[T]) -> PyResult<Bound<'py, PyByteArray>> {
     let size = size_of::<T>();
-    PyByteArray::new_with(py, values.len() * size, |bytes| {
+    PyByteArray::new_with(py, size_of_val(values), |bytes| {
         for (to, &value) in bytes.chunks_exact_mut(size).zip(values) {
             value.put(to);
         }

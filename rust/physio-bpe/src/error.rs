@@ -32,6 +32,8 @@ pub enum Error {
     TooManyMerges { n_merges: usize, limit: usize },
     /// The search tree of the vocabulary would be too large.
     TreeTooLarge { id: u32, limit: usize },
+    /// The automaton of the vocabulary would be too large.
+    TooManyClasses { n_left: usize, n_right: usize },
     /// An id outside the vocabulary.
     UnknownId { at: usize, id: u32, n_tokens: usize },
     /// The symbols of these ids do not fit into memory.
@@ -68,6 +70,7 @@ impl fmt::Display for Error {
             Self::TreeTooLarge { id, limit } => {
                 write!(f, "token {id}: the search tree of this vocabulary needs more than {limit} cells; use mode \"bpe\" or shorter tokens")
             }
+            Self::TooManyClasses { n_left, n_right } => write!(f, "the vocabulary has {n_left} and {n_right} or more classes of tokens, too many for a table"),
             Self::UnknownId { at, id, n_tokens } => write!(f, "ids[{at}] is {id}: the vocabulary has ids 0 to {}", n_tokens - 1),
             Self::OutputTooLong { length } => write!(f, "ids stand for {length} symbols, more than memory holds: decode fewer at a time"),
             Self::Interrupted => write!(f, "stopped by the caller"),

@@ -62,6 +62,36 @@ impl PairMap {
     }
 }
 
+/// A set of pairs that now and then claims one that it does not hold (Bloom 1970, with one hash): small enough for the L1 cache.
+#[derive(Debug, Clone)]
+pub(crate) struct PairFilter {
+    words: Vec<u64>,
+    shift: u32,
+}
+
+impl PairFilter {
+    pub(crate) fn with_capacity(n: usize) -> Self {
+        let bits = (32 * n).next_power_of_two().clamp(1 << 10, 1 << 20).trailing_zeros();
+        Self { words: vec![0; 1 << (bits - 6)], shift: 64 - bits }
+    }
+
+    #[inline]
+    fn bit(&self, left: u32, right: u32) -> usize {
+        (key(left, right).wrapping_mul(GOLDEN) >> self.shift) as usize
+    }
+
+    pub(crate) fn insert(&mut self, left: u32, right: u32) {
+        let bit = self.bit(left, right);
+        self.words[bit / 64] |= 1 << (bit % 64);
+    }
+
+    #[inline]
+    pub(crate) fn has(&self, left: u32, right: u32) -> bool {
+        let bit = self.bit(left, right);
+        self.words[bit / 64] >> (bit % 64) & 1 != 0
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -4,7 +4,6 @@
 //! pair; overlapping occurrences count ("aaa" holds "aa" twice); no merge crosses the border of a sequence.
 #![forbid(unsafe_code)]
 
-mod apart;
 mod batch;
 mod decode;
 mod encode;
@@ -12,6 +11,7 @@ mod error;
 mod hash;
 mod index;
 mod longest;
+mod meeting;
 mod queue;
 mod rank;
 mod segments;

@@ -8,12 +8,11 @@
 //! there. Backwards, the last token of that string's own encoding is tried first, then the other tokens that end there. A position without
 //! a way on is dead for good, because the encoding of what follows it is unique too: the search comes to no position twice.
 
-use crate::apart::Apart;
 use crate::error::Error;
+use crate::meeting::Meetings;
 use crate::trie::{NO_TOKEN, Trie};
 use crate::vocabulary::Vocabulary;
 
-const UNTRIED: u32 = u32::MAX - 1; // no token: the forecast was tried already
 const MAX_TRIED: usize = 64; // tokens tried when a node's forecast is made: a wrong one costs time only
 
 /// What ends at a node of the tree.
@@ -35,7 +34,7 @@ pub struct RankEncoder {
     endings: Vec<Ending>,
     /// The longest token that a token ends with, itself left out.
     shorter: Vec<u32>,
-    apart: Apart,
+    meetings: Meetings,
 }
 
 /// Buffers for one sequence at a time, to be reused.
@@ -70,8 +69,8 @@ impl RankEncoder {
                 }
             }
         }
-        let apart = Apart::new(vocabulary, &trie.column, trie.width);
-        let mut encoder = Self { trie, endings, shorter, apart };
+        let meetings = Meetings::new(vocabulary)?;
+        let mut encoder = Self { trie, endings, shorter, meetings };
         encoder.foretell(vocabulary);
         Ok(encoder)
     }
@@ -108,7 +107,7 @@ impl RankEncoder {
             if start == 0 {
                 return (token, NO_TOKEN);
             }
-            if vocabulary.stays_apart(lasts[start - 1], token) {
+            if self.meetings.apart(lasts[start - 1], token) {
                 return (token, lasts[start - 1]);
             }
             token = self.shorter[token as usize];
@@ -118,99 +117,163 @@ impl RankEncoder {
 
     /// Appends the ids of one sequence.
     pub fn encode(&self, vocabulary: &Vocabulary, symbols: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        scratch.rows.clear();
-        let mut row = 0;
-        scratch.rows.extend(symbols.iter().map(|&symbol| {
-            row = self.trie.child(row, self.trie.column[symbol as usize]);
-            row
-        }));
+        scratch.rows.resize(symbols.len(), 0);
+        self.walk(symbols, &mut scratch.rows);
+        scratch.dead.clear();
         let base = ids.len();
-        self.search(vocabulary, symbols, scratch, ids);
+        Search { encoder: self, vocabulary, symbols, rows: &scratch.rows, dead: &mut scratch.dead }.run(ids);
         ids[base..].reverse();
     }
 
+    /// The row of the automaton after every symbol.
+    ///
+    /// Each step waits for the load before it, so four parts of the sequence are walked at once, each as if it began there. Where the text
+    /// that counts lies within the part, that is right already; from each border the walk is mended until it meets what is there.
+    fn walk(&self, symbols: &[u8], rows: &mut [u32]) {
+        let part = symbols.len() / 4;
+        let (s0, s1, s2, s3) = (&symbols[..part], &symbols[part..2 * part], &symbols[2 * part..3 * part], &symbols[3 * part..]);
+        let (first, second) = rows.split_at_mut(2 * part);
+        let ((r0, r1), (r2, r3)) = (first.split_at_mut(part), second.split_at_mut(part));
+        let (mut a, mut b, mut c, mut d) = (0, 0, 0, 0);
+        for i in 0..part {
+            (a, b, c, d) = (self.step(a, s0[i]), self.step(b, s1[i]), self.step(c, s2[i]), self.step(d, s3[i]));
+            (r0[i], r1[i], r2[i], r3[i]) = (a, b, c, d);
+        }
+        for (&symbol, row) in s3[part..].iter().zip(&mut r3[part..]) {
+            d = self.step(d, symbol);
+            *row = d;
+        }
+        for border in [part, 2 * part, 3 * part].into_iter().filter(|&border| border > 0) {
+            let mut true_row = rows[border - 1];
+            for (&symbol, row) in symbols[border..].iter().zip(&mut rows[border..]) {
+                true_row = self.step(true_row, symbol);
+                if *row == true_row {
+                    break;
+                }
+                *row = true_row;
+            }
+        }
+    }
+
+    #[inline]
+    fn step(&self, row: u32, symbol: u8) -> u32 {
+        self.trie.child(row, self.trie.column[symbol as usize])
+    }
+}
+
+/// The way back through one sequence. A border is named by the position after it; what ends there lies to its left.
+struct Search<'a> {
+    encoder: &'a RankEncoder,
+    vocabulary: &'a Vocabulary,
+    symbols: &'a [u8],
+    rows: &'a [u32],
+    dead: &'a mut Vec<u64>, // one bit per border, empty while there is none
+}
+
+impl Search<'_> {
     /// Appends the tokens from the last to the first.
-    fn search(&self, vocabulary: &Vocabulary, symbols: &[u8], scratch: &mut Scratch, ids: &mut Vec<u32>) {
-        let Scratch { rows, dead } = scratch;
+    fn run(mut self, ids: &mut Vec<u32>) {
         let base = ids.len();
-        dead.clear();
-        let mut end = symbols.len();
-        let (mut right, mut first) = (NO_TOKEN, Some(true));
+        let mut end = self.symbols.len();
+        let (mut right, mut fits) = (NO_TOKEN, true); // the token chosen last, and whether the forecast at `end` stays apart from it
         while end > 0 {
-            match self.choose(vocabulary, symbols, rows, dead, end, right, first) {
-                Some((token, next_first)) => {
+            let chosen = if fits { self.forecast(end) } else { None };
+            match chosen.or_else(|| self.choose(end, right)) {
+                Some((token, next_fits)) => {
                     ids.push(token);
-                    end -= vocabulary.token_length(token) as usize;
-                    (right, first) = (token, Some(next_first));
+                    end -= self.length(token);
+                    (right, fits) = (token, next_fits);
                 }
                 None => {
-                    if dead.is_empty() {
-                        dead.resize(symbols.len() / 64 + 1, 0);
-                    }
-                    dead[end / 64] |= 1 << (end % 64);
+                    self.bury(end);
                     let Some(last) = ids.pop() else { return }; // not reached: every string has an encoding
-                    end += vocabulary.token_length(last) as usize;
-                    right = if ids.len() == base { NO_TOKEN } else { ids[ids.len() - 1] };
-                    first = None;
+                    end += self.length(last);
+                    (right, fits) = (if ids.len() == base { NO_TOKEN } else { ids[ids.len() - 1] }, false);
                 }
             }
         }
+    }
+
+    /// The forecast at `end`, which is known to stay apart from what follows, and whether the forecast before it fits in turn.
+    ///
+    /// Nothing where the two do not fit and the earlier one fits what is foretold before it: then this forecast is the doubtful one.
+    #[inline]
+    fn forecast(&self, end: usize) -> Option<(u32, bool)> {
+        let here = self.ending(end);
+        let start = end - self.length(here.last);
+        if self.is_dead(start) {
+            return None;
+        }
+        if start == 0 {
+            return Some((here.last, true));
+        }
+        let left = self.ending(start).last;
+        if left == here.before || self.apart(left, here.last) {
+            return Some((here.last, true));
+        }
+        (!self.is_borne_out(start)).then_some((here.last, false))
+    }
+
+    /// Whether the forecast at `end` stays apart from the one before it.
+    fn is_borne_out(&self, end: usize) -> bool {
+        let here = self.ending(end);
+        let start = end - self.length(here.last);
+        start == 0 || self.apart(self.ending(start).last, here.last)
     }
 
     /// The token to put before `right`, and whether the forecast for what comes before it stays apart from it.
     ///
-    /// `first` says whether the forecast here stays apart from `right`, where that is known. A token whose own left neighbour is foretold
-    /// to merge with it is taken only if there is no other: either it or that forecast is wrong.
-    #[inline]
-    #[allow(clippy::too_many_arguments)]
-    fn choose(&self, vocabulary: &Vocabulary, symbols: &[u8], rows: &[u32], dead: &[u64], end: usize, right: u32, first: Option<bool>) -> Option<(u32, bool)> {
-        let here = self.ending(rows[end - 1], symbols[end - 1]);
+    /// A token that does not stay apart from what is foretold before it is taken only if there is no other: one of the two is wrong.
+    fn choose(&self, end: usize, right: u32) -> Option<(u32, bool)> {
+        let here = self.ending(end);
         let mut doubtful = None;
         let mut token = here.last;
-        let mut before = here.before;
         loop {
-            let known = if before == UNTRIED { None } else { first };
-            let start = end - vocabulary.token_length(token) as usize;
-            let stands = known.unwrap_or_else(|| right == NO_TOKEN || self.apart.holds(vocabulary, token, right));
-            if stands && (dead.is_empty() || dead[start / 64] >> (start % 64) & 1 == 0) {
-                if start == 0 {
+            let start = end - self.length(token);
+            if self.apart(token, right) && !self.is_dead(start) {
+                if start == 0 || self.apart(self.ending(start).last, token) {
                     return Some((token, true));
-                }
-                let left = self.ending(rows[start - 1], symbols[start - 1]);
-                if left.last == before || self.apart.holds(vocabulary, left.last, token) {
-                    return Some((token, true));
-                }
-                if before != UNTRIED && !self.is_borne_out(vocabulary, symbols, rows, start, &left) {
-                    return Some((token, false)); // rather that forecast is wrong than this one
                 }
                 doubtful = doubtful.or(Some((token, false)));
             }
-            let next = if before == UNTRIED { self.shorter[token as usize] } else { here.longest };
-            token = if next == here.last { self.shorter[next as usize] } else { next };
+            let next = if token == here.last { here.longest } else { self.encoder.shorter[token as usize] };
+            token = if next == here.last { self.encoder.shorter[next as usize] } else { next };
             if token == NO_TOKEN {
                 return doubtful;
             }
-            before = UNTRIED;
         }
     }
 
-    /// Whether the forecast `here` at `end` stays apart from the forecast before it.
-    fn is_borne_out(&self, vocabulary: &Vocabulary, symbols: &[u8], rows: &[u32], end: usize, here: &Ending) -> bool {
-        let start = end - vocabulary.token_length(here.last) as usize;
-        if start == 0 {
-            return true;
-        }
-        let left = self.ending(rows[start - 1], symbols[start - 1]).last;
-        left == here.before || self.apart.holds(vocabulary, left, here.last)
+    #[inline]
+    fn apart(&self, left: u32, right: u32) -> bool {
+        right == NO_TOKEN || self.encoder.meetings.apart(left, right)
+    }
+
+    #[inline]
+    fn length(&self, token: u32) -> usize {
+        self.vocabulary.token_length(token) as usize
     }
 
     /// What ends at a position; a symbol that no merge holds (row 0) stands alone.
     #[inline]
-    fn ending(&self, row: u32, symbol: u8) -> Ending {
+    fn ending(&self, end: usize) -> Ending {
+        let row = self.rows[end - 1];
         if row == 0 {
-            let symbol = u32::from(symbol);
+            let symbol = u32::from(self.symbols[end - 1]);
             return Ending { last: symbol, before: NO_TOKEN, longest: symbol };
         }
-        self.endings[self.trie.node(row)]
+        self.encoder.endings[self.encoder.trie.node(row)]
+    }
+
+    #[inline]
+    fn is_dead(&self, border: usize) -> bool {
+        !self.dead.is_empty() && self.dead[border / 64] >> (border % 64) & 1 != 0
+    }
+
+    fn bury(&mut self, border: usize) {
+        if self.dead.is_empty() {
+            self.dead.resize(self.symbols.len() / 64 + 1, 0);
+        }
+        self.dead[border / 64] |= 1 << (border % 64);
     }
 }

@@ -46,7 +46,7 @@ pub(crate) const NOWHERE: u32 = u32::MAX;
 /// Bytes of cells and lists per symbol; with the symbol itself and the segment's offset this stays below ten.
 const BYTES_PER_SYMBOL: f64 = 8.5;
 /// Positions looked at before the first of them is merged: what they read is then in the L1 cache.
-const AHEAD: usize = 256;
+const AHEAD: usize = 64;
 
 /// What one merge did around the places where it happened: (neighbour, occurrences, weight).
 #[derive(Debug, Default)]

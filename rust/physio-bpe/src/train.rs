@@ -1,6 +1,6 @@
 //! Byte-pair training in generations.
 //!
-//! A generation packs the corpus, counts all pairs, and lists the positions of those at least as frequent as a threshold: an eighth of
+//! A generation packs the corpus, counts all pairs, and lists the positions of those at least as frequent as a threshold: a fifth of
 //! the most frequent. Pairs are then merged from a lazy heap ordered by (count, then smallest pair) until the best falls below the
 //! threshold. This is exact because the count of a pair never grows after the merge that made its younger token, so a pair that was not
 //! listed cannot rise above the threshold. The order itself is that of Sennrich et al. 2016 (arXiv 1508.07909, algorithm 1).
@@ -18,7 +18,7 @@ use crate::shard::{Cell, MAX_CELLS, Shard};
 use crate::tally::Tally;
 use crate::vocabulary::{MAX_MERGES, N_SYMBOLS};
 
-const THRESHOLD: u64 = 8; // a generation ends when the best pair is this many times rarer than at its start
+const THRESHOLD: u64 = 5; // a generation ends when the best pair is this many times rarer than at its start
 const HEAVY: usize = 1 << 16; // positions from which a merge is shared among threads
 const TICK: Duration = Duration::from_millis(50);
 
@@ -297,7 +297,7 @@ impl<C: Cell> Training<C> {
         })
     }
 
-    /// An eighth of the best count, or more where the lists would take more than 5/8 of their room.
+    /// A fifth of the best count, or more where the lists would take more than 5/8 of their room.
     fn threshold(&self, frequent: &mut [Frequent], best: u64) -> u64 {
         let least = (best / THRESHOLD).max(1);
         let room = self.shards.iter().map(|shard| shard.room() as u64).sum::<u64>() / 8 * 5;

@@ -22,6 +22,7 @@ pub(crate) struct Edge {
 pub(crate) struct Trie {
     /// Columns per row; column 0 belongs to symbols that no merge holds and never has a child.
     pub(crate) width: usize,
+    shift: u32,
     /// Column of each symbol.
     pub(crate) column: [u16; N_SYMBOLS],
     /// Row of the child, 0 for none (the root is nobody's child).
@@ -45,8 +46,8 @@ impl Trie {
             column[symbol] = width;
             width += 1;
         }
-        let width = usize::from(width);
-        let mut trie = Self { width, column, children: vec![0; width], token: vec![NO_TOKEN] };
+        let width = usize::from(width).next_power_of_two(); // so that a row is divided by a shift
+        let mut trie = Self { width, shift: width.trailing_zeros(), column, children: vec![0; width], token: vec![NO_TOKEN] };
         let mut edges = Vec::new();
         for id in 0..vocabulary.n_tokens() as u32 {
             if used.get(id as usize).copied().unwrap_or_else(|| keep(id)) {
@@ -74,7 +75,7 @@ impl Trie {
             }
             row = self.children[cell];
         }
-        self.token[row as usize / self.width] = id;
+        self.token[(row >> self.shift) as usize] = id;
         Ok(())
     }
 
@@ -87,6 +88,6 @@ impl Trie {
     /// Index of a row among the nodes.
     #[inline]
     pub(crate) fn node(&self, row: u32) -> usize {
-        row as usize / self.width
+        (row >> self.shift) as usize
     }
 }

@@ -1,9 +1,10 @@
 //! The tokens: 256 single symbols, then one token per merge, each the concatenation of two earlier ones.
 
 use std::collections::HashMap;
+use std::hint::select_unpredictable;
 
 use crate::error::Error;
-use crate::hash::PairMap;
+use crate::hash::{PairFilter, PairMap};
 
 /// Ids below this are single symbols (bytes).
 pub const N_SYMBOLS: usize = 256;
@@ -17,8 +18,9 @@ pub const MAX_MERGES: usize = 1 << 24;
 /// Merges in rank order with everything that follows from them. Merge `i` makes id `256 + i`.
 #[derive(Debug)]
 pub struct Vocabulary {
-    pairs: Vec<(u32, u32)>,
+    parts: Vec<(u32, u32)>, // of each token; a single symbol is its own
     merged: PairMap,
+    may_merge: PairFilter,
     symbols: Vec<u8>,
     starts: Vec<u32>, // of each token in `symbols`, and the end
     reachable: Vec<bool>,
@@ -34,14 +36,18 @@ impl Vocabulary {
         let mut symbols: Vec<u8> = (0..=255).collect();
         let mut starts: Vec<u32> = (0..=256).collect();
         let mut merged = PairMap::with_capacity(pairs.len());
+        let mut may_merge = PairFilter::with_capacity(pairs.len());
+        let mut parts: Vec<(u32, u32)> = (0..N_SYMBOLS as u32).map(|symbol| (symbol, symbol)).collect();
         for (merge, &(left, right)) in pairs.iter().enumerate() {
             for part in [left, right] {
                 symbols.extend_from_within(starts[part as usize] as usize..starts[part as usize + 1] as usize);
             }
             starts.push(symbols.len() as u32);
             merged.insert(left, right, (N_SYMBOLS + merge) as u32);
+            may_merge.insert(left, right);
+            parts.push((left, right));
         }
-        let mut vocabulary = Self { pairs, merged, symbols, starts, reachable: Vec::new() };
+        let mut vocabulary = Self { parts, merged, may_merge, symbols, starts, reachable: Vec::new() };
         vocabulary.check_distinct()?;
         vocabulary.reachable = vocabulary.find_reachable();
         Ok(vocabulary)
@@ -60,17 +66,12 @@ impl Vocabulary {
     /// A token is reachable when its own string encodes to it: both parts are, and no merge of lower rank crosses their border.
     fn find_reachable(&self) -> Vec<bool> {
         let mut reachable = vec![true; N_SYMBOLS];
-        for (merge, &(left, right)) in self.pairs.iter().enumerate() {
+        for (merge, &(left, right)) in self.pairs().iter().enumerate() {
             let id = (N_SYMBOLS + merge) as u32;
             let both = reachable[left as usize] && reachable[right as usize];
             reachable.push(both && !self.crosses(left, right, id));
         }
         reachable
-    }
-
-    /// True where `left` then `right`, each encoded alone, stay apart when they meet.
-    pub(crate) fn stays_apart(&self, left: u32, right: u32) -> bool {
-        !self.crosses(left, right, u32::MAX)
     }
 
     /// Whether a merge below `limit` joins the last token of one side with the first of the other while both sides are being built.
@@ -81,31 +82,33 @@ impl Vocabulary {
     fn crosses(&self, mut left: u32, mut right: u32, limit: u32) -> bool {
         let (mut left_parent, mut right_parent) = (limit, limit);
         loop {
-            let crossing = self.merged.get(left, right);
-            if crossing < left_parent && crossing <= right_parent {
-                return true;
+            if self.may_merge.has(left, right) {
+                let crossing = self.merged.get(left, right);
+                if crossing < left_parent && crossing <= right_parent {
+                    return true;
+                }
             }
             if left.max(right) < N_SYMBOLS as u32 {
                 return false;
             }
-            if left > right {
-                left_parent = left;
-                left = self.pairs[left as usize - N_SYMBOLS].1;
-            } else {
-                right_parent = right;
-                right = self.pairs[right as usize - N_SYMBOLS].0;
-            }
+            // Which side goes back is a coin toss: selected, not branched on.
+            let from_left = left > right;
+            let (next_left, next_right) = (self.parts[left as usize].1, self.parts[right as usize].0);
+            left_parent = select_unpredictable(from_left, left, left_parent);
+            right_parent = select_unpredictable(from_left, right_parent, right);
+            left = select_unpredictable(from_left, next_left, left);
+            right = select_unpredictable(from_left, right, next_right);
         }
     }
 
     /// Number of tokens, 256 single symbols included.
     pub fn n_tokens(&self) -> usize {
-        N_SYMBOLS + self.pairs.len()
+        self.parts.len()
     }
 
     /// The two tokens that each merge joins.
     pub fn pairs(&self) -> &[(u32, u32)] {
-        &self.pairs
+        &self.parts[N_SYMBOLS..]
     }
 
     /// The token that a pair merges to, `u32::MAX` where it does not merge.

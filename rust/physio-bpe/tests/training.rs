@@ -70,10 +70,10 @@ fn a_weight_counts_as_that_many_copies() {
 fn long_training_passes_through_many_generations() {
     let mut random = Random(3);
     let sequences: Vec<Vec<u8>> = (0..40).map(|_| random.symbols(1000, 12, true)).collect();
-    let want = expected(&sequences, None, 1200);
-    assert_eq!(want.pairs.len(), 1200);
-    assert_eq!(trained(&sequences, None, 1200, 1), want);
-    assert_eq!(trained(&sequences, None, 1200, 4), want);
+    let want = expected(&sequences, None, 700);
+    assert_eq!(want.pairs.len(), 700);
+    assert_eq!(trained(&sequences, None, 700, 1), want);
+    assert_eq!(trained(&sequences, None, 700, 4), want);
 }
 
 #[test]

@@ -4,8 +4,10 @@ Sequences lie one after the other in one buffer: `values[offsets[i]:offsets[i + 
 and name the place; a buffer of another type or layout is a TypeError.
 """
 
-from collections.abc import Buffer, Callable
+from collections.abc import Callable
 from typing import final
+
+from typing_extensions import Buffer  # for type checkers alone; in collections.abc from Python 3.12 on
 
 __all__ = ["Trainer", "Vocabulary", "train"]
 
