@@ -33,7 +33,7 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
             lr=1e-3,
             weight_decay=1e-2,
             warmup=0.3,
-            schedule="cosine",
+            schedule="one_cycle" if size == "reference" else "cosine",
             clip_norm=1.0,
             precision=fast_precision(),
             checkpoint_every=max(1, n_steps // 5),

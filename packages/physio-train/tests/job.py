@@ -103,6 +103,7 @@ def train(
     n_rows: int = 50,
     stacked: bool = False,
     full_disk_rank: int | None = None,
+    numbers: bool = False,
     **changes,
 ) -> list[list[int]]:
     """Train, saving when due; returns the windows each call saw. `kill_at` is the objective's call that SIGKILLs the process."""
@@ -118,13 +119,18 @@ def train(
         log = None if rank is None else (Path(folder) / f"seen_live_rank{rank}.jsonl").open("w")
         cfg, objective = config(**changes), Objective(at_step, log)
         batches = Batches(Rows(n_rows), np.arange(n_rows), batch_size=cfg.batch_size, seed=cfg.seed, rank=world.rank, world_size=world.world_size)
+        losses: list[float] = []
         net = Stack() if stacked else Net(norm=norm, dropout=dropout)
         if full_disk_rank == world.rank:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (150, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
         for progress in fit(net, objective, batches, cfg, resume=resume, device="cpu"):
+            if numbers:
+                losses.append(progress.numbers()["loss"])
             if progress.checkpoint_due and save:
                 progress.state.save(Path(folder))
+    if numbers:
+        write_json(Path(folder) / f"losses_rank{rank or 0}.json", {"losses": losses})
     if log is not None:
         log.close()
         write_json(Path(folder) / f"seen_rank{rank}.json", {"seen": objective.seen})

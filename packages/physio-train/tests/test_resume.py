@@ -93,7 +93,7 @@ def test_two_ranks_see_disjoint_windows_in_the_global_order(two_ranks):
 @pytest.mark.parametrize("batch_size", [8, 7])
 def test_two_ranks_train_what_one_rank_trains(job, start, ranks, tmp_path, batch_size):
     """Without batch norm and dropout, also where the batch does not split evenly; the objective's modules included."""
-    settings = {"norm": False, "dropout": 0.0, "batch_size": batch_size, "accumulate": 2}
+    settings = {"norm": False, "dropout": 0.0, "batch_size": batch_size, "accumulate": 2, "numbers": True}
     assert ranks(start, tmp_path, "two", tmp_path / "two", **settings) == [0, 0]
     job.train(str(tmp_path / "one"), **settings)
     two, one = (checkpoint.load(checkpoint.latest(tmp_path / name)) for name in ("two", "one"))
@@ -101,6 +101,8 @@ def test_two_ranks_train_what_one_rank_trains(job, start, ranks, tmp_path, batch
     assert len(tensors) > 10
     for key, value in tensors.items():
         assert torch.allclose(value.double(), two.state[key].double(), atol=1e-6), key
+    reported = [json.loads((tmp_path / name).read_text())["losses"] for name in ("one/losses_rank0.json", "two/losses_rank0.json", "two/losses_rank1.json")]
+    assert reported[1] == reported[2] == pytest.approx(reported[0], rel=1e-5), "every rank reports the loss over all windows"
 
 
 def test_three_ranks_resume_to_the_same_bytes(start, ranks, tmp_path):
