@@ -31,6 +31,7 @@ from physio_sae.recovery import Target, over_50, recover, sparse_probes
 from physio_sae.triplets import Features
 from physio_train.statistics import interval, paired_difference, replicates
 
+MOST_CLASSES = 8  # a label set with more classes (statements of an ECG, say) is not asked class by class
 HYPERVOLUME_AT = (256.0, 0.0)  # the reference point of L0 and EV: fixed, so that runs compare
 
 
@@ -152,6 +153,8 @@ class Study:
                 continue
             value, spec = np.asarray(self.features.label(name), np.float64), self.kinds.get(name, {})
             kind, classes = spec.get("kind", "regression"), spec.get("classes", ())
+            if kind in ("multilabel", "multiclass") and len(classes) > MOST_CLASSES:
+                continue
             if kind == "multilabel":
                 columns = {str(c): value[:, n] for n, c in enumerate(classes)}
             elif kind == "multiclass":

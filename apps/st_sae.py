@@ -162,7 +162,7 @@ def encoder_stage(app: StSae, out: Path) -> None:
         pretrain.main(["--resume", str(run), "--data", str(store), "--no-table"])
         return
     config = out / "pretrain.json"
-    leaderboard.write_json(config, {"recipe": "himae_ppg", "size": app.size, **compose.to_json(app.cfg.pretrain)})
+    leaderboard.write_json(config, {"recipe": "himae_ppg", "size": app.size, "stores": [Store(store).hash], **compose.to_json(app.cfg.pretrain)})
     pretrain.main(["--config", str(config), "--data", str(store), "--out", str(run), "--no-table"])
 
 

@@ -173,6 +173,8 @@ def test_a_factor_is_matched_on_training_patients_and_reported_on_test_patients(
     assert found["stiffness", "sae"].concept == 7 and found["stiffness", "sae"].test > 0.8 and found["stiffness", "sae"].n_test == 20
     assert found["flat", "sae"].test is None and "constant" in found["flat", "sae"].note
     assert found["rate", "dead"].concept is None
+    alone = matched({"sae": codes}, factors[:1], who, np.arange(390), np.arange(390, 400))[0]
+    assert alone.n_test == 1 and alone.interval is None and np.isfinite(alone.test)
     with pytest.raises(ValueError, match="split by patient"):
         matched({"sae": codes}, factors, who, np.arange(195), np.arange(195, 400))
 

@@ -16,7 +16,7 @@ class L0Control:
 
     target: float | None = None
     """Concepts per window to hold; none leaves the weight alone."""
-    eta: float = 0.01
+    eta: float = 0.02
     low: float = 1e-4
     high: float = 2.0
 

@@ -12,6 +12,7 @@ import numpy as np
 from scipy import sparse
 
 from physio_sae.codes import Codes, as_codes, patient_codes, patient_means
+from physio_sae.evaluate import ends
 from physio_sae.recovery import sides
 from physio_train.metrics import pearson
 from physio_train.statistics import interval, replicates
@@ -80,8 +81,7 @@ def best(method: str, codes: Codes, factor: Factor, subject_N, train_N, test_N, 
         return Matched(**{**nothing, "concept": k, "train": float(abs(r_K[k]))}, n_test=n_test, note=note)
     sign = float(np.sign(r_K[k]))
     found = interval(sign * float(pearson(held_M, x_M)), sign * replicates(pearson, held_M, x_M, who_M, n=n_resamples, seed=seed))
-    ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else None
-    return Matched(factor=factor.name, method=method, concept=k, train=float(abs(r_K[k])), test=found.point, interval=ends, n_test=n_test)
+    return Matched(factor=factor.name, method=method, concept=k, train=float(abs(r_K[k])), test=found.point, interval=ends(found), n_test=n_test)
 
 
 def view(codes: Codes, factor: Factor, subject_N: np.ndarray, rows_N: np.ndarray):

@@ -211,6 +211,7 @@ class Progress:
         for t in self.trainers:
             about = {
                 "name": t.name,
+                "ablation": t.member.ablation,
                 "seed": t.member.seed,
                 "step": self.step,
                 "loss": asdict(t.member.loss),
