@@ -118,9 +118,9 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(run, here, store):
 
 def test_an_unknown_key_of_a_config_is_named_with_the_nearest_one(run, here):
     values = json.loads((run[0] / "config.json").read_text())
-    values["fit"]["lr_peak"] = 1.0
+    values["fit"]["wamrup"] = 1.0
     (here / "typo.json").write_text(json.dumps(values))
-    with pytest.raises(ValueError, match=r"fit\.lr_peak.*did you mean 'lr'"):
+    with pytest.raises(ValueError, match=r"fit\.wamrup.*did you mean 'warmup'"):
         pretrain.main(["--config", "typo.json"])
 
 
