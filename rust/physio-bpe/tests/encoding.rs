@@ -61,6 +61,19 @@ fn rank_order_equals_merging_by_scanning_for_trained_and_arbitrary_merges() {
 }
 
 #[test]
+fn tokens_may_be_longer_than_a_quarter_of_the_line() {
+    let pairs: Vec<(u32, u32)> = vec![(7, 7), (256, 256), (257, 257), (258, 258), (259, 259), (260, 8), (8, 259), (261, 262)];
+    let encoder = Encoder::new(Vocabulary::new(pairs.clone()).unwrap());
+    for length in 0..150 {
+        for at in [0, 1, length / 4, length / 2, 40, 99, 140] {
+            let mut symbols = vec![7; length];
+            symbols.insert(at.min(length), 8);
+            assert_eq!(encode_one(&encoder, &symbols, Mode::Rank), reference::encode_rank(&pairs, &symbols), "{length} with 8 at {at}");
+        }
+    }
+}
+
+#[test]
 fn longest_match_equals_a_tree_of_maps() {
     let mut random = Random(22);
     for round in 0..400 {
