@@ -183,3 +183,28 @@ def test_real_ecg_windows_pass_with_their_ventricular_beats(shared):
     ventricular_s = recording.annotations.time_s[recording.annotations.symbol == "V"]
     holds_N = np.searchsorted(ventricular_s, starts_N / 360 + 10) > np.searchsorted(ventricular_s, starts_N / 360)
     assert holds_N.sum() > 100 and (bits_N[holds_N] > 0).mean() < 0.05
+
+
+@pytest.mark.parametrize("fs", [32.0, 125.0, 1000.0])
+@pytest.mark.parametrize("snr_db", [0.0, 6.0, 12.0])
+def test_the_white_part_of_the_power_is_found(fs, snr_db):
+    rng = np.random.default_rng(0)
+    t_T = np.arange(int(10 * fs)) / fs
+    pulse_NT = np.sin(2 * np.pi * rng.uniform(0.8, 2, (40, 1)) * t_T) + 0.4 * np.sin(2 * np.pi * 2.9 * t_T) + 300
+    noise_NT = rng.standard_normal(pulse_NT.shape) * pulse_NT.std(-1, keepdims=True) * 10 ** (-snr_db / 20)
+    expected = 1 / (1 + 10 ** (snr_db / 10))
+    assert np.median(quality.white_fraction(pulse_NT + noise_NT, fs)) == pytest.approx(expected, rel=0.15)
+    assert quality.white_fraction(pulse_NT, fs).max() < 0.01
+    assert quality.white_fraction(np.full((1, 100), 3.0), fs) == 0
+
+
+def test_noise_shows_in_the_score_although_the_beats_themselves_differ():
+    """Beats whose heights and lengths wander, as a moving person's: at 6 dB the noise is told from the wandering."""
+    rng = np.random.default_rng(1)
+    t_T = np.arange(320) / 32.0
+    phase_NT = np.cumsum(rng.normal(1.2, 0.5, (80, 320)).clip(0.5, 2.5), axis=-1) / 32.0
+    height_NT = 1 + 0.5 * np.sin(2 * np.pi * rng.uniform(0.1, 0.4, (80, 1)) * t_T)
+    clean_NT = height_NT * np.exp(2 * np.cos(2 * np.pi * phase_NT)) + rng.uniform(0, 2, (80, 1)) * np.sin(2 * np.pi * rng.uniform(0.2, 0.9, (80, 1)) * t_T)
+    noisy_NT = clean_NT + rng.standard_normal(clean_NT.shape) * clean_NT.std(-1, keepdims=True) / 2
+    clean_N, noisy_N = quality.score(clean_NT, 32.0), quality.score(noisy_NT, 32.0)
+    assert (clean_N[:, None] > noisy_N[None, :]).mean() >= 0.95

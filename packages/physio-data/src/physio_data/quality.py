@@ -94,7 +94,8 @@ def score(x: np.ndarray, fs: float, kind: Kind = "ppg") -> np.ndarray | float:
     """How alike the beats of a window are: the median over its beats of the best correlation with one of its six neighbours, higher is better.
 
     (T,) gives a float, (N, T) an array (N,), in [-1, 1]; 0 where fewer than two beats are found or samples are missing. Noise of a quarter of the
-    signal's power (6 dB) lowers it from about 0.99 to 0.8. Indices beside it: `sqi.indices`.
+    signal's power (6 dB) lowers it from about 0.99 to 0.8. Of a PPG, what `white_fraction` says is noise counts as well, squared: beats of a
+    living person differ more than the noise floor of a whole window does. Indices beside it: `sqi.indices`.
     """
     x_NT = np.atleast_2d(np.asarray(x))
     if x_NT.ndim != 2 or x_NT.shape[1] == 0:
@@ -106,7 +107,10 @@ def score(x: np.ndarray, fs: float, kind: Kind = "ppg") -> np.ndarray | float:
         whole_N = np.isfinite(block_NT).all(-1)
         if whole_N.any():
             beats = beats_of(centred(block_NT[whole_N]), fs, kind)
-            score_N[at : at + _BLOCK_ROWS][whole_N] = np.nan_to_num(beats.pair_M)
+            alike_M = np.nan_to_num(beats.pair_M)
+            if kind == "ppg":
+                alike_M = np.where(alike_M > 0, alike_M * (1 - white_fraction(block_NT[whole_N], fs)) ** 2, alike_M)
+            score_N[at : at + _BLOCK_ROWS][whole_N] = alike_M
     return float(score_N[0]) if np.ndim(x) == 1 else score_N
 
 
@@ -125,6 +129,23 @@ def relative_power(x_NT: np.ndarray, fs: float, band_hz: tuple[float, float] = (
     band_N, total_N = (power_NF[:, (hz_F >= lo) & (hz_F <= hi)].sum(-1) for lo, hi in (band_hz, total_hz))
     with np.errstate(invalid="ignore", divide="ignore"):
         return band_N / total_N
+
+
+def white_fraction(x_NT: np.ndarray, fs: float) -> np.ndarray:
+    """The part of the power that is white noise (N,), in [0, 1]: the floor of the spectrum above the pulse's band, taken over the whole band.
+
+    A pulse has next to nothing above 10 Hz (at low rates: above 0.3 fs). The floor is the median there over ln 2, since the power of noise at
+    one frequency is exponentially distributed; lines such as mains hum do not move a median. 0 for a flat window and after a low-pass filter.
+    """
+    centred_NT = centred(np.atleast_2d(np.asarray(x_NT)))
+    power_NF = np.abs(np.fft.rfft(centred_NT * np.hanning(centred_NT.shape[-1]).astype(np.float32), axis=-1)) ** 2
+    hz_F = np.fft.rfftfreq(centred_NT.shape[-1], 1 / fs)
+    above_F = hz_F > min(10.0, 0.3 * fs)
+    total_N = power_NF.sum(-1)
+    if not above_F.any():
+        return np.zeros(len(centred_NT))
+    floor_N = np.median(power_NF[:, above_F], axis=-1) / np.log(2)
+    return np.clip(floor_N * len(hz_F) / np.where(total_N > 0, total_N, 1), 0, 1)
 
 
 def reason_names(bits: int | Reason) -> tuple[str, ...]:
