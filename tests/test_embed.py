@@ -183,7 +183,7 @@ def command(*flags):
 
 @pytest.mark.slow
 def test_killed_at_a_random_moment_or_shared_by_two_ranks_the_bytes_are_the_same(folder, tmp_path):
-    prepare.main(["synthetic", "--fs", "125", "--band", "0.5,12", "--option", "n_subjects", "60", "minutes", "1", "--out", str(folder / "many")])
+    prepare.main(["synthetic", "--fs", "125", "--band", "0.5,12", "--option", "n_subjects", "24", "minutes", "1", "--out", str(folder / "many")])
     subprocess.run(command("--data", folder / "many", "--out", tmp_path / "whole"), check=True, capture_output=True, timeout=300)
     process = subprocess.Popen(command("--data", folder / "many", "--out", tmp_path / "cut"), stderr=subprocess.DEVNULL)
     while not list(tmp_path.glob(".cut.partial/done.*")) and process.poll() is None:

@@ -222,6 +222,24 @@ def test_a_disk_that_fills_up_leaves_a_folder_to_go_on_with(job, whole, tmp_path
     assert content(tmp_path / "full") == content(whole)
 
 
+def test_a_write_that_fails_once_leaves_its_block_to_do_again(job, whole, tmp_path, monkeypatch):
+    written, pwrite = [], os.pwrite
+
+    def fails_once(descriptor, data, at):
+        written.append(at)
+        if len(written) == 40:  # of the 48 writes of the first block
+            raise OSError(errno.EIO, "Input/output error")
+        return pwrite(descriptor, data, at)
+
+    monkeypatch.setattr(os, "pwrite", fails_once)
+    with pytest.raises(OSError, match="Input/output"):
+        job.make(tmp_path / "torn")
+    monkeypatch.undo()
+    counted = []
+    job.make(tmp_path / "torn", counted=counted)
+    assert counted[0] == 0 and content(tmp_path / "torn") == content(whole)
+
+
 def test_numbers_that_a_file_cannot_hold_are_named_by_row(tmp_path):
     file = features.ArrayFile(tmp_path / "z.npy", (4, 2), "float16")
     file.write(0, np.ones((2, 2), np.float32))

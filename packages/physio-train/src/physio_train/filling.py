@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import json
 import shutil
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -96,11 +97,12 @@ def fill(
         (filling.partial / f"done.{world.rank}").open("a", encoding="ascii") as journal,
     ):
         pending: deque[Future[None]] = deque()
+        failed = threading.Event()
         try:
             for number, ((block, at), given) in enumerate(_ahead(reader, read, batches)):
                 pieces = list(encode(given, at))
                 last = number + 1 == len(batches) or batches[number + 1][0] != block
-                pending.append(writer.submit(_write, filling.arrays, pieces, journal if last else None, block))
+                pending.append(writer.submit(_write, filling.arrays, pieces, journal if last else None, block, failed))
                 while len(pending) > BEHIND:
                     pending.popleft().result()
                 n_done += at.stop - at.start
@@ -124,14 +126,21 @@ def _ahead(reader: ThreadPoolExecutor, read: Callable[[slice], Any], batches: Se
         yield batch, given
 
 
-def _write(arrays: Mapping[str, ArrayFile], pieces: Sequence[Piece], journal: IO[str] | None, block: int) -> None:
-    for name, row, values in pieces:
-        arrays[name].write(row, values)
-    if journal is not None:  # the last batch of a block
-        for array in arrays.values():
-            array.flush()
-        journal.write(f"{block}\n")
-        journal.flush()
+def _write(arrays: Mapping[str, ArrayFile], pieces: Sequence[Piece], journal: IO[str] | None, block: int, failed: threading.Event) -> None:
+    """Put one batch where it belongs; after one that could not be written nothing more is, so that no block counts that lacks it."""
+    if failed.is_set():
+        return
+    try:
+        for name, row, values in pieces:
+            arrays[name].write(row, values)
+        if journal is not None:  # the last batch of a block
+            for array in arrays.values():
+                array.flush()
+            journal.write(f"{block}\n")
+            journal.flush()
+    except BaseException:
+        failed.set()
+        raise
 
 
 def finish(filling: Filling, meta: Mapping[str, Any], index: Mapping[str, np.ndarray]) -> Path:
