@@ -52,7 +52,7 @@ class EvaluateSae:
     headline: str | None = None
     """The dictionary that probes and baselines are shown for. Default: the largest K of ablation `full`, first seed."""
     baselines: tuple[str, ...] = ("pca", "ica", "nmf", "kmeans", "random")
-    """Baselines at the headline's width and sparsity."""
+    """Baselines at the headline's sparsity and K; PCA, ICA (at most 256) and NMF have no more components than dimensions."""
     resamples: int = 1000
     """Resamples of patients behind an interval."""
     dense_rate: float = 0.1
@@ -274,6 +274,10 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
         notes.append("no consistency: the features have no augmented views")
     if not (study.next_within(test_N) >= 0).any():
         notes.append("no lag-1: no test window has a gap-free successor")
+    table = ablations(app, found, kept, rows, head)
+    if table and max(e["l0"] for e in table) > 1.1 * min(e["l0"] for e in table):
+        levels = ", ".join(f"{e['ablation']} {e['l0']:.1f}" for e in table)
+        notes.append(f"the ablations are not at one L0 ({levels}): read them along the Pareto front, or train longer under control.target")
     head_row = next(row for row in rows if row["name"] == head.name)
     baselines, base_codes = against(app, study, head_row, z_train, z_test, mean_D, notes)
     top = headline(app, study, head, head_row, kept[head.name], z_train, z_test, base_codes)
@@ -286,7 +290,7 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
         "members": rows,
         "baselines": baselines,
         "stability": match,
-        "ablations": ablations(app, found, kept, rows, head),
+        "ablations": table,
         "pareto": {"hypervolume": volume, "reference": {"l0": HYPERVOLUME_AT[0], "ev": HYPERVOLUME_AT[1]}},
         "lag1_of_principal_components": principal_lag1(study, z_train, z_test),
         "headline": top,
@@ -386,10 +390,11 @@ def halves_matched(folder: Path) -> list[dict[str, Any]]:
 
 
 def ablations(app: EvaluateSae, found: Sequence[Member], kept: Mapping[str, Any], rows: Sequence[dict[str, Any]], head: Member) -> list[dict[str, Any]]:
-    """At the headline's K: EV of each ablation, mean over seeds, and its difference to `full` on the same resamples of patients."""
+    """EV of each ablation, mean over seeds, and its difference to `full` on the same resamples of patients; at the K that has most ablations."""
+    sizes = sorted({m.n_concepts for m in found}, key=lambda k: (len({m.ablation for m in found if m.n_concepts == k}), k == head.n_concepts))
     groups: dict[str, list[Member]] = {}
     for member in found:
-        if member.n_concepts == head.n_concepts:
+        if member.n_concepts == sizes[-1]:
             groups.setdefault(member.ablation, []).append(member)
     if len(groups) < 2 or "full" not in groups:
         return []
@@ -423,7 +428,7 @@ def against(
     who = study.subject_N[study.test_N]
     width = z_train.shape[1]
     for name in app.baselines:
-        n_components = min({"pca": width, "ica": min(256, width)}.get(name, head["k"]), len(z_train))
+        n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, head["k"])}.get(name, head["k"]), len(z_train))
         try:
             fitted = fit_baseline(name, z_train, n_components=n_components, l0=l0, seed=app.seed)
         except ValueError as error:

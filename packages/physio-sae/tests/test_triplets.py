@@ -26,10 +26,14 @@ def test_neighbours_are_one_hop_apart_in_the_same_record(features):
 def test_a_wrong_next_is_caught(features):
     """PulseDB numbers segments on over windows it dropped: the index may say so, the clock does not."""
     row = int(np.flatnonzero(np.diff(features.index["start_s"]) > 11)[0])
-    other_record = int(np.flatnonzero(features.index["record"][1:] != features.index["record"][:-1])[0])
-    for wrong, column in ((row, features.index["next"].copy()), (other_record, features.index["next"].copy())):
-        column[wrong] = wrong + 1
-        assert neighbours({**features.index, "next": column})[wrong] == -1
+    border = int(np.flatnonzero(features.index["record"][1:] != features.index["record"][:-1])[0])
+    joined = features.index["start_s"].copy()
+    joined[border + 1 : border + 3] += joined[border] + 10 - joined[border + 1]  # the next record's clock runs on from this one's
+    for wrong, start_s in ((row, features.index["start_s"]), (border, joined)):
+        following, dt = features.index["next"].copy(), features.index["dt_next_s"].copy()
+        following[wrong], dt[wrong] = wrong + 1, start_s[wrong + 1] - start_s[wrong]
+        claimed = {**features.index, "next": following, "dt_next_s": dt, "start_s": start_s}
+        assert neighbours(claimed)[wrong] == -1
     late = features.index["start_s"].copy()
     late[5] += 0.5
     moved = neighbours({**features.index, "start_s": late})
