@@ -264,7 +264,8 @@ def text_table(document: Mapping[str, Any]) -> str:
         lines.append(f"| {row['name']} | {row['measure']} | {ratio} | {with_ends(row['p'])} | {row['n_events']} / {row['n']} | {row['note']} |")
     again = document["repeatability"]
     change = with_ends(again["minimal_detectable_change"])
-    lines += ["", f"Minimal detectable change within a person: {change or 'not defined'} years (ICC {with_ends(again['icc'])}) {again['note']}"]
+    measured = f"{change} years, ICC {with_ends(again['icc'])}" if change else f"not defined: {again['note']}"
+    lines += ["", f"Minimal detectable change within a person: {measured}."]
     return "\n".join(lines)
 
 
