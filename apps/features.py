@@ -85,7 +85,7 @@ def irregularity(x_NT: np.ndarray, fs: float) -> np.ndarray:
 
 
 def waves(x_NT: np.ndarray, fs: float) -> np.ndarray:
-    """Heights of the median beat over its level before QRS, in the signal's unit: R, S, Q, ST at J + 40 and J + 80 ms, T (largest and smallest), QRS area, and P."""
+    """Heights of the median beat over its level before QRS, in the signal's unit: R, S, Q, ST at two places, T and P (largest and smallest), area of QRS."""
     beat_NL, _, _ = median_beat(x_NT, fs)
     at = lambda start_s, stop_s: beat_NL[:, max(0, round((BEFORE_S + start_s) * WORK_HZ)) : round((BEFORE_S + stop_s) * WORK_HZ)]  # noqa: E731
     level_N1 = np.median(at(-0.10, -0.06), axis=1, keepdims=True)

@@ -19,6 +19,8 @@ from physio_train.probe import fit as fit_probe
 ReadOutName = Literal["linear", "knn", "forest", "boosted", "blend"]
 N_TREES = 300  # of a forest
 N_ROUNDS = 120  # of boosting
+BLENDED = ("linear", "forest", "boosted")
+FOREST_WINDOWS = 10_000  # training windows up to which a forest is worth its time beside boosted trees
 Scores = Callable[[np.ndarray], np.ndarray]
 
 
@@ -26,7 +28,8 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     """Fit one read-out by name. Labels as `probe.fit`: -1 (NaN for regression) is unknown and passed over.
 
     linear: the probe. knn: `fit_knn`. forest: extremely randomised trees (Geurts et al. 2006). boosted: gradient-boosted trees (Friedman 2001), by histograms.
-    blend: the mean of linear, forest and boosted, of probabilities on the log-odds scale. Trees weigh classes equally, as the probe does.
+    blend: the mean of linear, forest (up to `FOREST_WINDOWS`) and boosted, of probabilities on the log-odds scale. Trees weigh classes equally, as the probe
+    does.
     ValueError for one class only.
     """
     if name == "linear":
@@ -34,7 +37,7 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     if name == "knn":
         return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
     if name == "blend":
-        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in ("linear", "forest", "boosted")]
+        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
         return lambda x_MD: _blend([part(x_MD) for part in parts], kind)
     if name not in ("forest", "boosted"):
         raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")

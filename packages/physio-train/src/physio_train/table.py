@@ -133,7 +133,7 @@ def score(
     if heading not in ("inductive", "transductive"):
         raise ValueError(f"heading must be inductive or transductive, got {heading!r}")
     settings = settings or {}
-    kind = kind or _infer_kind(predictions)
+    kind = kind or infer_kind(predictions)
     said = list(notes)
     candidates = {name: dict(settings[name]) if settings.get(name) else {"": predictions} for name in dict.fromkeys([*predictions.rows, *settings])}
     built, broken = {}, {}
@@ -356,7 +356,8 @@ def _thin(a: Aligned) -> np.ndarray:
     return np.minimum((a.labels_NK == 1).sum(axis=0), (a.labels_NK == 0).sum(axis=0)) < SUPPORT
 
 
-def _infer_kind(predictions: Predictions) -> str:
+def infer_kind(predictions: Predictions) -> str:
+    """The kind of task that the labels look like: regression, binary, multiclass (one class a window), or multilabel."""
     label_NK = np.stack([predictions.labels[name] for name in predictions.names], axis=1)
     known = label_NK[np.isfinite(label_NK).all(axis=1)]
     if not np.isin(known, (0, 1)).all():
