@@ -112,3 +112,26 @@ def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Seq
         ax.set_title(f"{name} ({shown.heading})", fontsize=9)
         ax.set_xlabel(lead, fontsize=8)
     return _save(fig, path)
+
+
+def resolution(path: Path, tables: Mapping[str, Any], levels: Sequence[str], fields_s: Mapping[str, float], columns: Mapping[str, Sequence[str]]) -> Path:
+    """Tasks by levels, as they are and at one width: colour within each task from its weakest to its strongest level, figure and interval as text."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(2.2 + 1.5 * 2 * len(levels) / 2, 1.6 + 0.6 * len(tables) * 2), layout="constrained")
+    for ax, controlled in zip(fig.subplots(2, 1), (False, True), strict=True):
+        shade = np.full((len(tables), len(levels)), np.nan)
+        for i, shown in enumerate(tables.values()):
+            lead = columns[shown.kind][0]
+            rows = {row.name.split(" (")[0]: row for row in shown.rows if row.name in levels or controlled}
+            cells = [rows[level].cells[lead] for level in levels]
+            values = np.array([np.nan if cell.value is None else cell.value for cell in cells]) * (-1 if shown.kind == "regression" else 1)
+            span = np.nanmax(values) - np.nanmin(values) if np.isfinite(values).any() else 0
+            shade[i] = (values - np.nanmin(values)) / span if span > 0 else 0.5
+            for j, cell in enumerate(cells):
+                ax.text(j, i, cell.text().replace(" [", "\n["), ha="center", va="center", fontsize=6, color="w" if shade[i, j] < 0.5 else "k")
+        ax.imshow(shade, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        ax.set_xticks(range(len(levels)), [f"{level}\n{fields_s[level]:.3g} s" for level in levels], fontsize=7)
+        ax.set_yticks(range(len(tables)), [f"{task} ({columns[shown.kind][0]})" for task, shown in tables.items()], fontsize=7)
+        ax.set_title("one width for all levels" if controlled else "levels as they are", fontsize=9)
+    return _save(fig, path)
