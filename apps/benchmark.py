@@ -70,10 +70,10 @@ SOURCES = (
     Source(name="synthetic", corpus="synthetic", tasks=("pvc", "af", "age"), options=(("n_subjects", 400), ("minutes", 4.0))),
 )
 TINY_OPTIONS = {"n_subjects": 24, "minutes": 0.5}
+FEW_SUBJECTS = 10
 N_FOLDS = {"tiny": 2, "fast": 3, "reference": 5}
 N_TWINS = {"tiny": 1, "fast": 3, "reference": 5}
 N_STEPS = {"tiny": 4, "fast": 300, "reference": 20_000}
-MAX_PRETRAIN = {"tiny": 64, "fast": 6000, "reference": 1_000_000}  # training windows that an encoder meets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +177,8 @@ def posed(source: Source, store: Store, folder: Path, task: str, size: Size, rea
         return question, (spec,)
     first = question_of(store, (folder,), np.arange(len(store)), replace(read_out, task=source.tasks[0]))
     groups = first.windows.groups
-    n_folds = min(N_FOLDS[size], len(np.unique(groups)))
+    n_groups = len(np.unique(groups))
+    n_folds = n_groups if n_groups < FEW_SUBJECTS else N_FOLDS[size]  # of few, each is left out in turn, so that the others still hold both classes
     specs = outer_folds(groups, first.windows.y, n_folds=n_folds)
     return question_of(store, (folder,), np.arange(len(store)), read_out), tuple(specs)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import tyro
 from safetensors.torch import load_file, save_file
 
 import compose
@@ -44,8 +45,7 @@ class TuneConfig:
 
     head: HeadName = "linear"
     """What makes tokens a vector: linear (mean, maximum, deviation), attention, or query_pool (also: cot)."""
-    level: str = "all"
-    """A level of the encoder, or all of them."""
+    level: tyro.conf.Suppress[str] = "all"  # a level of the encoder, or all of them: the app's own --level
     loss: LossName = "cross_entropy"
     """cross_entropy, focal, or arcface."""
     balanced: bool = True

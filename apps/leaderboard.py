@@ -160,6 +160,8 @@ def scored(
         rows = [*rows, rename(strongest[top].predictions, "twin")]
         notes = [*notes, f"twin: the strongest of the methods' untrained networks, {top} ({strongest[top].setting}); the others stand in their own rows"]
     parts = [*rows, *(rename(found.predictions, row) for row, found in strongest.items() if len(strongest) > 1)]
+    if not parts:
+        return table.Table(task=task, kind=kind, heading=heading, counts={}, rows=(), notes=(*notes, "no row could be fitted"))
     there = concatenate(parts)
     shown = table.score(there, kind=kind, heading=heading, disjoint=disjoint, task=task, notes=[*notes, *per_subject_notes(there, kind)])
     absent = [name for name in FLOORS if name not in [row.name for row in shown.rows]]

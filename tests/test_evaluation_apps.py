@@ -1,6 +1,7 @@
 """Fine-tuning, scoring, the leaderboard and prediction from a file, at sizes of seconds, and what they say when something is wrong."""
 
 import csv
+import itertools
 import json
 from pathlib import Path
 
@@ -211,7 +212,7 @@ def test_gaps_are_told_and_end_episodes():
     score = np.linspace(0, 1, 10)[:, None].copy()
     score[4:6] = np.nan
     edges, line = timeline.stitched(starts, score, window_s, hop_s)
-    for m, (a, b) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
+    for m, (a, b) in enumerate(itertools.pairwise(edges)):
         over = [s for s, v in zip(starts, score[:, 0], strict=True) if s <= a and b <= s + window_s and np.isfinite(v)]
         expected = np.mean([score[int(s // 5), 0] for s in over]) if over else np.nan
         assert line[m, 0] == pytest.approx(expected, nan_ok=True)
