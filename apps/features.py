@@ -130,8 +130,8 @@ def beat_features(store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
 
 
 def _beat_rhythm(record_N: np.ndarray, subject_N: np.ndarray, beat_s_N: np.ndarray) -> np.ndarray:
-    """Intervals before, after and around each beat (N, 8), over the median of the beats around; NaN at a record's ends."""
-    out = np.full((len(beat_s_N), 8), np.nan)
+    """Intervals before, after and around each beat (N, 7), over the median of the beats around; NaN at a record's ends."""
+    out = np.full((len(beat_s_N), 7), np.nan)
     order = np.lexsort((beat_s_N, record_N, subject_N))
     cut = np.flatnonzero((record_N[order][1:] != record_N[order][:-1]) | (subject_N[order][1:] != subject_N[order][:-1])) + 1
     for rows in np.split(order, cut):
@@ -143,30 +143,60 @@ def _beat_rhythm(record_N: np.ndarray, subject_N: np.ndarray, beat_s_N: np.ndarr
         earlier_K, later_K = np.append(np.nan, before_K[:-1]), np.append(after_K[1:], np.nan)
         spread_K = _nanmedian(np.abs(around_KJ - usual_K[:, None]))
         ratios = [before_K / usual_K, after_K / usual_K, before_K / after_K, earlier_K / usual_K, later_K / usual_K]
-        out[rows] = np.stack([*ratios, usual_K, spread_K / usual_K, (before_K + after_K) / usual_K], axis=1)
+        out[rows] = np.stack([*ratios, spread_K / usual_K, (before_K + after_K) / usual_K], axis=1)
     return out
 
 
 def _beat_shape(x_KCT: np.ndarray, fs: float) -> np.ndarray:
-    """Shape of each beat (K, C * 12) of one record: against its median beat, widths, heights and areas, absolute and over the record's median."""
+    """Shape of each beat (K, C * 14) of one record, all of it against the record's own, so that gain and montage of a recording do not matter.
+
+    Correlation with the median beat (whole and QRS), distance to it, width, height, area and steepness of QRS over the record's medians, how much QRS points
+    one way, what stands before it (a P wave or none), its slow share, the wave behind it against it, how usual the beat is (the share of the record's beats
+    whose QRS correlates at least 0.9 with it), and how like the beats just before and behind.
+    """
     parts = []
     middle = x_KCT.shape[2] // 2
-    near = slice(max(0, middle - round(0.15 * fs)), middle + round(0.15 * fs) + 1)
+    reach, lead = round(0.15 * fs), round(0.08 * fs)
+    near = slice(max(0, middle - reach), middle + reach + 1)
     for c in range(x_KCT.shape[1]):
         x_KT = x_KCT[:, c] - np.median(x_KCT[:, c], axis=1, keepdims=True)
-        usual_T = np.median(x_KT, axis=0)
-        r = lambda a_KT, b_T: ((a_KT - a_KT.mean(1, keepdims=True)) * (b_T - b_T.mean())).mean(1) / np.maximum(a_KT.std(1) * b_T.std(), 1e-9)  # noqa: E731
-        qrs_KT = x_KT[:, near]
+        usual_T, qrs_KT = np.median(x_KT, axis=0), x_KT[:, near]
         slope_KT = np.abs(np.gradient(qrs_KT, axis=1))
+        height_K, area_K = np.maximum(np.ptp(qrs_KT, axis=1), 1e-9), np.abs(qrs_KT).mean(1)
         width_K = (slope_KT > 0.2 * slope_KT.max(1, keepdims=True)).sum(1) / fs
-        height_K, area_K = np.ptp(qrs_KT, axis=1), np.abs(qrs_KT).mean(1)
         peak_K = qrs_KT.max(1) + qrs_KT.min(1)
-        before_K = np.abs(x_KT[:, : middle - round(0.08 * fs)]).max(1)  # a P wave, or none
-        distance_K = np.abs(x_KT - usual_T).mean(1) / max(np.abs(usual_T).mean(), 1e-9)
+        behind_K = x_KT[:, middle + round(0.14 * fs) : middle + round(0.4 * fs)].mean(1)
+        before_K = np.abs(x_KT[:, : middle - lead]).max(1)
+        power_KF = np.abs(np.fft.rfft(qrs_KT - qrs_KT.mean(1, keepdims=True))) ** 2
+        hz_F = np.fft.rfftfreq(qrs_KT.shape[1], 1 / fs)
+        unit_KT = _unit(qrs_KT)
+        usualness_K = np.concatenate([(unit_KT[k : k + 1024] @ unit_KT.T > 0.9).mean(1) for k in range(0, len(unit_KT), 1024)])
+        beside_K = (unit_KT[:-1] * unit_KT[1:]).sum(1)
+        neighbours_K = np.maximum(np.append(-1.0, beside_K), np.append(beside_K, -1.0))
         over = lambda v_K: v_K / max(np.median(v_K), 1e-9)  # noqa: E731
-        shape = [r(x_KT, usual_T), r(qrs_KT, usual_T[near]), distance_K, width_K, over(width_K), height_K, over(height_K), area_K, over(area_K)]
-        parts += [*shape, peak_K / np.maximum(height_K, 1e-9), over(before_K), slope_KT.max(1) / np.maximum(height_K, 1e-9)]
+        parts += [
+            _unit(x_KT) @ _unit(usual_T[None])[0],
+            unit_KT @ _unit(usual_T[None, near])[0],
+            np.abs(x_KT - usual_T).mean(1) / max(np.abs(usual_T).mean(), 1e-9),
+            over(width_K),
+            over(height_K),
+            over(area_K),
+            over(slope_KT.max(1) / height_K),
+            peak_K / height_K,
+            over(before_K / height_K),
+            power_KF[:, hz_F <= 8].sum(1) / np.maximum(power_KF.sum(1), 1e-12),
+            behind_K * np.sign(peak_K) / height_K,
+            width_K,
+            usualness_K,
+            neighbours_K,
+        ]
     return np.stack(parts, axis=1)
+
+
+def _unit(x_KT: np.ndarray) -> np.ndarray:
+    """Rows without their mean, of length 1."""
+    x_KT = x_KT - x_KT.mean(1, keepdims=True)
+    return x_KT / np.maximum(np.linalg.norm(x_KT, axis=1, keepdims=True), 1e-9)
 
 
 def _nanmedian(x_KJ: np.ndarray) -> np.ndarray:

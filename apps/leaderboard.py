@@ -71,8 +71,10 @@ def of_runs(paths: Sequence[Path]) -> dict[str, Table]:
     if len(set(names)) < len(names):
         raise ValueError(f"two runs have one name ({', '.join(sorted({n for n in names if names.count(n) > 1}))}): rename a folder")
     groups: list[tuple[str, str, str, dict[str, Predictions]]] = []
+    apart: set[str] = set()  # tasks of runs that found subjects disjoint over their folds
     for path, name in zip(paths, names, strict=True):
-        found, task, kind, heading = read_run(path)
+        found, task, kind, heading, disjoint = read_run(path)
+        apart |= {task} if disjoint else set()
         for row in found.rows:
             own = row if row in FLOORS else name if row == "pretrained" else f"{name} {row}"
             lines = rename(found.take(found.row == row), own)
@@ -84,17 +86,19 @@ def of_runs(paths: Sequence[Path]) -> dict[str, Table]:
     tables = {}
     for task, kind, heading, rows in groups:
         name = task if task not in tables else f"{task} ({sum(k.startswith(task) for k in tables) + 1})"
-        tables[name] = scored(task, kind, heading, list(rows.values()), {}, "leak" not in rows, [])
+        tables[name] = scored(task, kind, heading, list(rows.values()), {}, "leak" not in rows and task in apart, [])
     return tables
 
 
-def read_run(path: Path) -> tuple[Predictions, str, str, str]:
-    """Predictions, task, kind and heading of a run folder."""
+def read_run(path: Path) -> tuple[Predictions, str, str, str, bool]:
+    """Predictions, task, kind and heading of a run folder, and whether its leak check found no subject on both sides."""
     if not (path / "predictions.csv").is_file():
         raise ValueError(f"{path} holds no predictions.csv: give a folder of probe.py, finetune.py or evaluate.py --out")
     found = prediction_files.read(path / "predictions.csv")
     said = json.loads((path / "table.json").read_text(encoding="utf-8")) if (path / "table.json").is_file() else {}
-    return found, said.get("task", "+".join(found.names)), said.get("kind") or table.infer_kind(found), said.get("heading", "transductive")
+    kind = said.get("kind") or table.infer_kind(found)
+    disjoint = any(row["row"] == "leak" and row[table.COLUMNS[kind][0]].get("word") == "disjoint" for row in said.get("rows", ()))
+    return found, said.get("task", "+".join(found.names)), kind, said.get("heading", "transductive"), disjoint
 
 
 def same_question(rows: Mapping[str, Predictions], lines: Predictions) -> bool:
@@ -163,7 +167,9 @@ def scored(
     if not parts:
         return table.Table(task=task, kind=kind, heading=heading, counts={}, rows=(), notes=(*notes, "no row could be fitted"))
     there = concatenate(parts)
-    shown = table.score(there, kind=kind, heading=heading, disjoint=disjoint, task=task, notes=[*notes, *per_subject_notes(there, kind)])
+    shown = table.score(
+        there, kind=kind, heading=heading, disjoint=disjoint, task=task, notes=[*notes, *per_subject_notes(there, kind), *class_notes(there, kind)]
+    )
     absent = [name for name in FLOORS if name not in [row.name for row in shown.rows]]
     lead = table.COLUMNS[kind][0]
     blank = {c: table.Cell(word="no predictions stored" if c == lead else "") for c in shown.rows[0].cells}
@@ -231,6 +237,34 @@ def per_subject_notes(there: Predictions, kind: str) -> list[str]:
             value = np.mean([table.metrics.auroc(y, run[part, 0]) for run in a.runs]) if both else None
             cells.append(f"{name} {value:.3f}" if both else f"{name} - (one class only)")
         notes.append(f"{row}, AUROC per subject: {', '.join(cells)}")
+    return notes
+
+
+def class_notes(there: Predictions, kind: str) -> list[str]:
+    """Every class by itself, twins left out: AUROC and AP against all others, windows; of a multi-class task also sensitivity and precision of its calls."""
+    if kind not in ("multiclass", "multilabel"):
+        return []
+    notes = []
+    for row in (name for name in there.rows if not is_floor(name) or name in ("handcrafted", "supervised")):
+        a = align(there, row)
+        known = np.isfinite(a.labels_NK).all(axis=1) if kind == "multiclass" else np.ones(len(a.labels_NK), dtype=bool)
+        parts = []
+        for k, name in enumerate(there.names):
+            y = a.labels_NK[known, k]
+            n = int(np.nansum(y))
+            if len(np.unique(y[np.isfinite(y)])) < 2:
+                parts.append(f"{name} - (one class only)")
+                continue
+            auroc, ap = (np.mean([figure(y, run[known, k]) for run in a.runs]) for figure in (table.metrics.auroc, table.metrics.average_precision))
+            text = f"{name} (n = {n}) AUROC {auroc:.3f}, AP {ap:.3f}"
+            if kind == "multiclass":
+                called = [np.argmax(run[known], axis=1) == k for run in a.runs]
+                hits = [np.sum(c & (y == 1)) for c in called]
+                sensitivity = np.mean([h / n for h in hits])
+                precision = [h / c.sum() for h, c in zip(hits, called, strict=True) if c.any()]
+                text += f", Se {100 * sensitivity:.1f} %, PPV {f'{100 * np.mean(precision):.1f} %' if precision else '- (never called)'}"
+            parts.append(text)
+        notes.append(f"{row}: {'; '.join(parts)}")
     return notes
 
 

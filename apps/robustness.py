@@ -26,6 +26,8 @@ from physio_train.predictions import concatenate, make
 from physio_train.run import write_json
 from questions import task_of, windows_of
 
+# lead sets of the PhysioNet/CinC Challenge 2021 (Reyna et al. 2021, Comput Cardiol 48)
+REDUCED = (("I", "II", "III", "aVR", "aVL", "aVF"), ("I", "II", "III", "V2"), ("I", "II", "V2"), ("I", "II"))
 Change = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
 """(windows (B, C, T), rate in Hz, row numbers) -> windows changed, of the same shape."""
 
@@ -79,6 +81,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     print(shown.plain(), flush=True)
     lead = table.COLUMNS[task.kind][0]
     if app.out is not None:
+        app.out.mkdir(parents=True, exist_ok=True)
         write_json(app.out / "table.json", shown.to_json())
         (app.out / "table.md").write_text(shown.markdown() + "\n", encoding="utf-8")
         prediction_files.write(app.out / "predictions.csv", predicted)
@@ -105,6 +108,10 @@ def conditions(app: Robustness, store: Store | Stores, rows_N: np.ndarray) -> li
     found.append(("flipped", lambda x, fs, rows: -x))
     if len(store.channels) > 1:
         found += [(f"without {name}", without(c)) for c, name in enumerate(store.channels)]
+    for leads in REDUCED:
+        lost = [c for c, name in enumerate(store.channels) if name not in leads]
+        if len(store.channels) == 12 and set(leads) <= set(store.channels):
+            found.append((f"{len(leads)} leads ({', '.join(leads)})", without(*lost)))
     return found
 
 
@@ -141,12 +148,12 @@ def humming(hz: float, share: float = 0.1) -> Change:
     return change
 
 
-def without(channel: int) -> Change:
-    """A lead that came off: nothing but zeros."""
+def without(*channels: int) -> Change:
+    """Leads that came off: nothing but zeros."""
 
     def change(x_BCT: np.ndarray, fs: float, rows_B: np.ndarray) -> np.ndarray:
         out_BCT = x_BCT.copy()
-        out_BCT[:, channel] = 0.0
+        out_BCT[:, list(channels)] = 0.0
         return out_BCT
 
     return change

@@ -97,17 +97,24 @@ class TunedFit:
         return tuned_scores(self.tuned, _stores(self.question.stores), self.question.rows_N[numbers_N])
 
 
-def run_jobs(jobs: Sequence[Job], n_processes: int) -> list[Done]:
-    """Do all jobs, in this process or in several; results in the order of the jobs whatever finishes first. The first error ends it."""
+def run_jobs(jobs: Sequence[Job], n_processes: int) -> tuple[list[Done], list[str]]:
+    """Do all jobs, in this process or in several; results in the order of the jobs whatever finishes first, and why rows are missing.
+
+    The first job's row is what was asked for: its error is raised.
+    """
     done: dict[int, Done] = {}
+    refused: dict[str, str] = {}
 
     def keep(i: int, result: Done | ValueError) -> None:
-        if isinstance(result, ValueError):
+        if isinstance(result, Done):
+            done[i] = result
+        elif jobs[i].row == jobs[0].row:
             raise result
-        done[i] = result
+        else:
+            refused[jobs[i].row] = f"{jobs[i].row}: no row, {result}"
 
     each_job(jobs, n_processes, keep)
-    return [done[i] for i in range(len(jobs))]
+    return [done[i] for i in range(len(jobs)) if i in done and jobs[i].row not in refused], list(refused.values())
 
 
 def each_job(jobs: Sequence[Job], n_processes: int, keep: Callable[[int, Done | ValueError], None]) -> None:
@@ -246,8 +253,10 @@ class Result:
 def judged(
     question: Question, jobs: Sequence[Job], specs: Sequence[FoldSpec], *, heading: str, n_processes: int, notes: Sequence[str] = (), seed: int = 0
 ) -> Result:
-    """Run the jobs and score every row; the twin's cells show the strongest of its settings."""
-    done = run_jobs(jobs, n_processes)
+    """Run the jobs and score every row; the twin's cells show the strongest of its settings. A row whose labels or windows do not allow it is told in the
+    notes; the first job's row must be there."""
+    done, refused = run_jobs(jobs, n_processes)
+    notes = [*notes, *refused]
     settings: dict[str, list[Predictions]] = {}
     for each in done:
         if each.job.row == "twin":
@@ -255,7 +264,7 @@ def judged(
     twins = {setting: concatenate(found) for setting, found in settings.items()}
     own = [each.predictions for each in done if each.job.row not in ("twin", "handcrafted")]
     crafted = [each.predictions for each in done if each.job.row == "handcrafted"]
-    if not crafted:
+    if not crafted and not any(note.startswith("handcrafted") for note in notes):
         notes = [*notes, "no hand-crafted row: its features are defined for ECG from 100 Hz and PPG from 20 Hz"]
     leak = floors.leak(question.windows, question.task, specs)
     leaks = [] if leak is None else [leak]

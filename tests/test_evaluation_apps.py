@@ -29,7 +29,7 @@ from physio_data.store import Store
 from physio_models.contract import InputContract
 from physio_models.himae import HiMaeConfig
 from physio_models.pretrained import save_pretrained
-from physio_train import metrics
+from physio_train import metrics, readouts
 from physio_train import predictions as prediction_files
 
 NET = HiMaeConfig(n_channels=1, n_samples=250, widths=(4, 8))
@@ -44,7 +44,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def store(folder):
     out = folder / "store"
-    prepare.main(["synthetic", "--out", str(out), "--option", "n_subjects", "30", "minutes", "0.5"])
+    prepare.main(["synthetic", "--out", str(out), "--option", "n_subjects", "24", "minutes", "0.5"])
     return out
 
 
@@ -72,6 +72,7 @@ def encoder(folder, store):
 def tuned(folder, store, encoder):
     """A fine-tuned folder and its summary."""
     out = folder / "tuned"
+    readouts.N_TREES, readouts.N_ROUNDS = 10, 5  # of the hand-crafted row, which these tests do not judge
     summary = finetune.main(["--ckpt", str(encoder), "--data", str(store), "--task", "pvc", "--out", str(out), "--fractions", "0.2", "1", *QUICK])
     return out, summary
 
@@ -96,7 +97,7 @@ def test_a_saved_model_scores_a_store_as_it_did_when_it_was_trained_and_trains_n
     one = saved.scores(opened.batch(rows[:1])["signal"], compose.spec_of(opened))
     assert found.scores["pvc"][0] == pytest.approx(one[0, 0], abs=1e-6) and np.array_equal(found.labels["pvc"], opened.label("pvc")[rows])
     assert (out / "model.safetensors").read_bytes() == before
-    lines = list(csv.DictReader((folder / "scored" / "per_subject.csv").open()))
+    lines = lines_of(folder / "scored" / "per_subject.csv")
     assert sum(int(line["windows"]) for line in lines) == len(rows) and all(line["auroc"] or line["reason"] for line in lines)
 
 
@@ -157,8 +158,13 @@ def test_resolution_finds_the_receptive_field_and_controls_the_width(store, enco
 
     fields = receptive_fields_s(from_pretrained(encoder))
     assert summary["receptive_field_s"] == fields and 1 / fs < fields["L1"] < fields["L2"] < Store(store).window_s
-    lines = list(csv.DictReader((folder / "levels" / "matrix.csv").open()))
+    lines = lines_of(folder / "levels" / "matrix.csv")
     assert [line["level"] for line in lines] == ["L1", "L1 (4 wide)", "L2", "L2 (4 wide)"] and (folder / "levels" / "figures" / "resolution.png").is_file()
+
+
+def lines_of(path):
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
 
 
 # Prediction from a file
@@ -249,7 +255,7 @@ def test_runs_are_compared_from_their_predictions_and_a_missing_floor_is_an_empt
     leaderboard.main([str(folder / "alone"), "--out", str(folder / "page2")])
     rows = json.loads((folder / "page2" / "leaderboard.json").read_text())["pvc"]["rows"]
     assert {row["row"]: row["AUROC"].get("word") for row in rows if row["row"] != "alone"} == dict.fromkeys(leaderboard.FLOORS, "no predictions stored")
-    lines = list(csv.DictReader((folder / "page" / "leaderboard.csv").open()))
+    lines = lines_of(folder / "page" / "leaderboard.csv")
     own = next(line for line in lines if line["row"] == "alone" and line["column"] == "AUROC")
     found = prediction_files.read(folder / "alone" / "predictions.csv")
     assert float(own["value"]) == pytest.approx(metrics.auroc(found.labels["pvc"], found.scores["pvc"]))

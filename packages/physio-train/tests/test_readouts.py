@@ -91,5 +91,7 @@ def test_labels_are_kept_by_subject_nested_and_with_both_classes():
         labelled_subjects(groups, y, 0.0)
     held = validation_part(groups, y)
     assert held.mean() == pytest.approx(0.2, abs=0.02) and not set(groups[held]) & set(groups[~held])
+    rare = (groups == 7).astype(float)
+    assert not validation_part(groups, rare, seed=3)[groups == 7].any(), "the only subject with the class stays on the training side"
     with pytest.raises(ValueError, match="one subject"):
         validation_part(np.zeros(5), np.zeros(5))

@@ -33,8 +33,16 @@ def labelled_subjects(groups_N: np.ndarray, y: np.ndarray, fraction: float, *, k
 
 
 def validation_part(groups_N: np.ndarray, y: np.ndarray, *, parts: int = 5, seed: int = 0) -> np.ndarray:
-    """One of `parts` even grouped folds, (N,) bool: the training subjects that choose a step and a threshold where a corpus has no validation fold."""
+    """One of `parts` even grouped folds, (N,) bool: the training subjects that choose a step and a threshold where a corpus has no validation fold.
+
+    The first fold that leaves every class to the others; where none does, the first.
+    """
     n_groups = len(np.unique(groups_N))
     if n_groups < 2:
         raise ValueError("one subject cannot be split into training and validation: give more subjects, or name a val fold")
-    return grouped_folds(groups_N, y, min(parts, n_groups), seed) == 0
+    fold_N = grouped_folds(groups_N, y, min(parts, n_groups), seed)
+    y = np.asarray(y, dtype=np.float64)
+    if y.ndim > 1 or np.any(y != np.round(y)):
+        return fold_N == 0
+    classes = [set(np.unique(y[(fold_N != fold) & (y >= 0)]).tolist()) for fold in range(min(parts, n_groups))]
+    return fold_N == int(np.argmax([len(found) for found in classes]))
