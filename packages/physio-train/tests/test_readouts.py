@@ -95,3 +95,9 @@ def test_labels_are_kept_by_subject_nested_and_with_both_classes():
     assert not validation_part(groups, rare, seed=3)[groups == 7].any(), "the only subject with the class stays on the training side"
     with pytest.raises(ValueError, match="one subject"):
         validation_part(np.zeros(5), np.zeros(5))
+
+
+def test_two_subjects_leave_no_inner_fold_to_choose_a_threshold_on():
+    x, y, _ = ring(60)
+    assert np.isnan(fit_thresholds("linear", x, y, np.arange(60) // 30, "binary")).all()
+    assert np.isfinite(fit_thresholds("linear", x, y, np.arange(60) // 10, "binary")).all()

@@ -55,7 +55,7 @@ def fit_thresholds(
     score_NK = np.full(y_NK.shape, np.nan)
     for fold in np.unique(fold_N):
         rows = fold_N == fold
-        if all(len(np.unique(column[~rows & (column >= 0)])) > 1 for column in y_NK.T):
+        if len(np.unique(np.asarray(groups_N)[~rows])) > 1 and all(len(np.unique(column[~rows & (column >= 0)])) > 1 for column in y_NK.T):
             score_NK[rows] = fit_readout(name, x_ND[~rows], np.asarray(y)[~rows], np.asarray(groups_N)[~rows], kind, classes, seed)(x_ND[rows])
     known_NK = np.isfinite(score_NK) & (y_NK >= 0)
     return np.array([best_threshold(y_NK[known, k], score_NK[known, k]) if known.any() else np.nan for k, known in enumerate(known_NK.T)])
