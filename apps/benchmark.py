@@ -23,8 +23,8 @@ from compose import PretrainConfig, ReadOut
 from console import say
 from downstream import TuneConfig
 from encoders import INITIAL, UNMASKED, Origin, twin_settings
-from features import has_handcrafted
 from finetune import scratch_origin
+from handmade import has_handcrafted
 from physio_data.prepare import PrepareConfig
 from physio_data.store import Store
 from physio_models import MODELS, resolve

@@ -26,7 +26,7 @@ from compose import PretrainConfig, open_stores
 from downstream import TuneConfig, Tuned, tune
 from downstream import predict as tuned_scores
 from encoders import INITIAL, Origin, encoder_features, pretrained_here, twin, twin_settings
-from features import handcrafted_features, has_handcrafted
+from handmade import handcrafted_features, has_handcrafted
 from physio_data.store import Store, Stores
 from physio_models.contract import InputContract
 from physio_train import floors, table

@@ -17,8 +17,8 @@ import benchmark
 import compose
 import downstream
 import evaluate
-import features
 import finetune
+import handmade
 import leaderboard
 import predict
 import prepare
@@ -319,11 +319,11 @@ def test_label_maps_join_drop_and_refuse(tmp_path):
 def test_rhythm_about_a_beat_is_that_of_its_own_record():
     beat_s = np.array([0.0, 0.8, 1.6, 2.0, 3.2, 0.0, 1.0])
     record = np.array(["a"] * 5 + ["b"] * 2)
-    found = features._beat_rhythm(record, np.full(7, "s"), beat_s)
+    found = handmade._beat_rhythm(record, np.full(7, "s"), beat_s)
     usual = np.median([0.8, 0.8, 0.4, 1.2])
     assert found[3, :3] == pytest.approx([0.4 / usual, 1.2 / usual, 0.4 / 1.2]) and np.isnan(found[5, 0]) and np.isnan(found[4, 1])
     shuffled = np.random.default_rng(0).permutation(7)
-    assert np.allclose(features._beat_rhythm(record[shuffled], np.full(7, "s"), beat_s[shuffled]), found[shuffled], equal_nan=True)
+    assert np.allclose(handmade._beat_rhythm(record[shuffled], np.full(7, "s"), beat_s[shuffled]), found[shuffled], equal_nan=True)
 
 
 def test_the_sources_of_the_benchmark_are_named_and_absent_ones_told(tmp_path):
