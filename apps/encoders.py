@@ -12,7 +12,6 @@ from torch import Tensor
 
 import tokens
 from compose import Cohort, PretrainConfig, Size, build_model, contract_of, fit_model_to, parts, row_of, seen_of, spec_of
-from physio_data.morphology import handcrafted
 from physio_data.store import Store, Stores
 from physio_models import MODELS, OBJECTIVES, resolve
 from physio_models.contract import Encoder, InputContract
@@ -88,16 +87,6 @@ def encoder_features(encoder: Encoder, store: Store | Stores, question: Question
         return encoder.features(batch["signal"], spec, level=read_out.level, pool=read_out.pool, **given)
 
     return embed(encode, store, question.rows_N, batch_size=BATCH)
-
-
-def handcrafted_features(store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
-    """Rhythm and shape features (N, F) of windows in physical units, NaN where a window lacks the beats that define one."""
-    return np.concatenate([handcrafted(x_NCT, store.fs, store.kind)[0] for x_NCT in signals(store, rows_N)])
-
-
-def has_handcrafted(store: Store | Stores) -> bool:
-    """Whether hand-crafted features are defined for this kind of signal at this rate."""
-    return store.kind in ("ecg", "ppg") and store.fs >= {"ecg": 100.0, "ppg": 20.0}[store.kind]
 
 
 def twin_settings(cfg: PretrainConfig) -> tuple[str, ...]:

@@ -49,3 +49,89 @@ def _save(fig: Any, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     fig.savefig(path, dpi=110)
     return path
+
+
+def timeline(
+    path: Path, fitted: Any, edge_s: np.ndarray, line_MK: np.ndarray, names: Sequence[str], limits: Mapping[str, float], found: Sequence[Any], shown: int = 6
+) -> Path:
+    """A recording's scores over time with threshold and episodes (shaded), above the stretch of signal where the first class scores highest."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(11, 5.2), layout="constrained")
+    above, below = fig.subplots(2, 1, height_ratios=(2, 1.4))
+    unit, per = ("h", 3600.0) if edge_s[-1] > 2 * 3600 else ("min", 60.0) if edge_s[-1] > 600 else ("s", 1.0)
+    by_peak = np.argsort(-np.nan_to_num(line_MK, nan=-np.inf).max(axis=0), kind="stable")[:shown]
+    for k in sorted(by_peak.tolist()):
+        above.stairs(line_MK[:, k], edge_s / per, baseline=None, label=names[k], lw=1.2, color=f"C{k % 10}")
+        if names[k] in limits:
+            above.axhline(limits[names[k]], color=f"C{k % 10}", lw=0.7, ls=":")
+    main = int(by_peak[0])
+    for episode in found:
+        if episode.name == names[main]:
+            above.axvspan(episode.start_s / per, episode.stop_s / per, color=f"C{main % 10}", alpha=0.15, lw=0)
+    above.set(xlim=(edge_s[0] / per, edge_s[-1] / per), xlabel=unit, ylabel="score" if limits else names[main], title=f"{fitted.recording.record}")
+    above.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)
+    _excerpt(below, fitted, edge_s, line_MK[:, main], names[main])
+    return _save(fig, path)
+
+
+def _excerpt(ax: Any, fitted: Any, edge_s: np.ndarray, score_M: np.ndarray, name: str) -> None:
+    recording = fitted.recording
+    top = int(np.argmax(np.nan_to_num(score_M, nan=-np.inf)))
+    start = int(edge_s[top] * recording.fs)
+    stop = min(recording.n_samples, start + int(fitted.plan.window_s * recording.fs))
+    x_CT = recording.read(start, stop)
+    time_s = start / recording.fs + np.arange(x_CT.shape[1]) / recording.fs
+    for x_T, channel in zip(x_CT, recording.channels, strict=True):
+        ax.plot(time_s, x_T, lw=0.8, label=channel)
+    ax.set(xlabel="s", ylabel=recording.units[0], title=f"where {name} scores highest ({score_M[top]:.3g})", xlim=(time_s[0], time_s[-1]))
+    ax.legend(frameon=False, fontsize=7, loc="upper right")
+
+
+def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Sequence[str]], across: int = 3) -> Path:
+    """A panel a question: every row's first figure with its interval, floors in grey."""
+    from matplotlib.figure import Figure
+
+    n_down = -(-len(tables) // across)
+    most = max(len(shown.rows) for shown in tables.values())
+    fig = Figure(figsize=(4.6 * min(across, len(tables)), (0.8 + 0.24 * most) * n_down), layout="constrained")
+    panels = np.atleast_1d(fig.subplots(n_down, min(across, len(tables)), squeeze=False)).ravel()
+    for ax in panels[len(tables) :]:
+        ax.set_visible(False)
+    for ax, (name, shown) in zip(panels, tables.items(), strict=False):
+        lead = columns[shown.kind][0]
+        rows = [row for row in shown.rows if row.cells[lead].value is not None]
+        for place, row in enumerate(reversed(rows)):
+            cell = row.cells[lead]
+            floor = row.name in ("twin", "handcrafted", "leak", "supervised") or row.name.startswith("twin of ")
+            colour = "0.55" if floor else "C0"
+            if cell.low is not None and cell.high is not None:
+                ax.plot([cell.low, cell.high], [place, place], color=colour, lw=1.5)
+            ax.plot(cell.value, place, "o", color=colour, ms=5)
+        ax.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize=7)
+        ax.set_title(f"{name} ({shown.heading})", fontsize=9)
+        ax.set_xlabel(lead, fontsize=8)
+    return _save(fig, path)
+
+
+def resolution(path: Path, tables: Mapping[str, Any], levels: Sequence[str], fields_s: Mapping[str, float], columns: Mapping[str, Sequence[str]]) -> Path:
+    """Tasks by levels, as they are and at one width: colour within each task from its weakest to its strongest level, figure and interval as text."""
+    from matplotlib.figure import Figure
+
+    fig = Figure(figsize=(2.2 + 1.5 * 2 * len(levels) / 2, 1.6 + 0.6 * len(tables) * 2), layout="constrained")
+    for ax, controlled in zip(fig.subplots(2, 1), (False, True), strict=True):
+        shade = np.full((len(tables), len(levels)), np.nan)
+        for i, shown in enumerate(tables.values()):
+            lead = columns[shown.kind][0]
+            rows = {row.name.split(" (")[0]: row for row in shown.rows if row.name in levels or controlled}
+            cells = [rows[level].cells[lead] for level in levels]
+            values = np.array([np.nan if cell.value is None else cell.value for cell in cells]) * (-1 if shown.kind == "regression" else 1)
+            span = np.nanmax(values) - np.nanmin(values) if np.isfinite(values).any() else 0
+            shade[i] = (values - np.nanmin(values)) / span if span > 0 else 0.5
+            for j, cell in enumerate(cells):
+                ax.text(j, i, cell.text().replace(" [", "\n["), ha="center", va="center", fontsize=6, color="w" if shade[i, j] < 0.5 else "k")
+        ax.imshow(shade, aspect="auto", cmap="viridis", vmin=0, vmax=1)
+        ax.set_xticks(range(len(levels)), [f"{level}\n{fields_s[level]:.3g} s" for level in levels], fontsize=7)
+        ax.set_yticks(range(len(tables)), [f"{task} ({columns[shown.kind][0]})" for task, shown in tables.items()], fontsize=7)
+        ax.set_title("one width for all levels" if controlled else "levels as they are", fontsize=9)
+    return _save(fig, path)

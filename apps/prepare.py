@@ -285,7 +285,6 @@ def report(out: Path | str) -> str:
 def write_report(cfg: PrepareConfig, out: Path | str) -> Path:
     """The HTML page of a store. The examples need the corpus's files; where they are gone it has the counts."""
     import store_page
-
     from physio_data.evidence import gather
     from physio_data.store import Store
 

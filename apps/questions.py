@@ -49,7 +49,8 @@ def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows
     members = store.stores if isinstance(store, Stores) else [store]
     label = np.concatenate([_labels(member, task, members[0].tasks[task.name]) for member in members])
     subject = np.concatenate([_subjects(member) for member in members])
-    return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=store.index["start_s"][rows_N])
+    start_s = store.index["beat_s" if "beat_s" in store.index else "start_s"]  # a window around a beat is known by the beat's own time
+    return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=start_s[rows_N])
 
 
 def _labels(store: Store, task: Task, asked: Mapping[str, Any]) -> np.ndarray:

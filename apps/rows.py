@@ -23,15 +23,20 @@ from threadpoolctl import threadpool_limits
 
 import console
 from compose import PretrainConfig, open_stores
-from encoders import INITIAL, Origin, encoder_features, handcrafted_features, has_handcrafted, pretrained_here, twin, twin_settings
+from downstream import TuneConfig, Tuned, tune
+from downstream import predict as tuned_scores
+from encoders import INITIAL, Origin, encoder_features, pretrained_here, twin, twin_settings
+from handmade import handcrafted_features, has_handcrafted
 from physio_data.store import Store, Stores
 from physio_models.contract import InputContract
 from physio_train import floors, table
 from physio_train import probe as probes
+from physio_train.few_shot import labelled_subjects, validation_part
 from physio_train.folds import FoldSpec
 from physio_train.predictions import Predictions, concatenate
 from physio_train.probe import Probe, ProbeConfig
 from physio_train.protocol import predict
+from physio_train.readouts import fit_readout, fit_thresholds
 from questions import Question
 
 Source = Literal["encoder", "inductive", "twin", "handcrafted"]
@@ -51,6 +56,9 @@ class Job:
     folder: str = ""  # of "inductive": where this fold's encoder is kept
     cfg: PretrainConfig | None = None  # of twins and encoders pretrained inside a fold
     contract: InputContract | None = None  # of twins: what the encoder under test takes
+    tuned: TuneConfig | None = None  # trained with its encoder instead of read out frozen
+    neighbours: bool = False  # read by nearest neighbours instead of the probe
+    fraction: float = 1.0  # of the training subjects, whose labels are kept
 
     @property
     def name(self) -> str:
@@ -59,27 +67,71 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """A job's predictions, and the probe of its last fold."""
+    """A job's predictions, and the probe (or whatever was fitted) of its last fold."""
 
     job: Job
     predictions: Predictions
-    probe: Probe
+    probe: Probe | ReadOutFit | TunedFit
 
 
-def run_jobs(jobs: Sequence[Job], n_processes: int) -> list[Done]:
-    """Do all jobs, in this process or in several; results in the order of the jobs whatever finishes first."""
+@dataclass(frozen=True, kw_only=True)
+class ReadOutFit:
+    """A fitted read-out of features in the place of a probe."""
+
+    predict: Callable[[np.ndarray], np.ndarray]
+    threshold_K: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunedFit:
+    """A fine-tuned encoder in the place of a probe: its features are the windows' numbers in the question."""
+
+    tuned: Tuned
+    question: Question
+
+    @property
+    def threshold_K(self) -> np.ndarray:
+        return self.tuned.threshold_K
+
+    def predict(self, numbers_N: np.ndarray) -> np.ndarray:
+        return tuned_scores(self.tuned, _stores(self.question.stores), self.question.rows_N[numbers_N])
+
+
+def run_jobs(jobs: Sequence[Job], n_processes: int) -> tuple[list[Done], list[str]]:
+    """Do all jobs, in this process or in several; results in the order of the jobs whatever finishes first, and why rows are missing.
+
+    The first job's row is what was asked for: its error is raised.
+    """
     done: dict[int, Done] = {}
+    refused: dict[str, str] = {}
+
+    def keep(i: int, result: Done | ValueError) -> None:
+        if isinstance(result, Done):
+            done[i] = result
+        elif jobs[i].row == jobs[0].row:
+            raise result
+        else:
+            refused[jobs[i].row] = f"{jobs[i].row}: no row, {result}"
+
+    each_job(jobs, n_processes, keep)
+    return [done[i] for i in range(len(jobs)) if i in done and jobs[i].row not in refused], list(refused.values())
+
+
+def each_job(jobs: Sequence[Job], n_processes: int, keep: Callable[[int, Done | ValueError], None]) -> None:
+    """Do all jobs; `keep(number, result)` is called as each is done, with a ValueError where the job cannot be."""
+    if not jobs:
+        return
     with console.progress("probe", len(jobs)) as show:
         if n_processes <= 1:
             for i, job in enumerate(jobs):
-                done[i] = work(job)
+                keep(i, attempt(job))
                 show(i + 1, job.name)
         else:
             with ProcessPoolExecutor(min(n_processes, len(jobs)), mp_context=get_context("spawn"), initializer=_quiet) as pool:
-                futures = {pool.submit(work, job): i for i, job in enumerate(jobs)}
+                futures = {pool.submit(attempt, job): i for i, job in enumerate(jobs)}
                 try:
                     for n, future in enumerate(as_completed(futures), start=1):
-                        done[futures[future]] = future.result()
+                        keep(futures[future], future.result())
                         show(n, jobs[futures[future]].name)
                 except BrokenProcessPool:
                     raise console.Failed("a worker process died, perhaps for want of memory; try --jobs 1; what is finished on disk is used again") from None
@@ -88,7 +140,14 @@ def run_jobs(jobs: Sequence[Job], n_processes: int) -> list[Done]:
                     for child in active_children():
                         child.terminate()
                     raise
-    return [done[i] for i in range(len(jobs))]
+
+
+def attempt(job: Job) -> Done | ValueError:
+    """`work`, its ValueError handed back: what a question's labels or windows do not allow is an answer too."""
+    try:
+        return work(job)
+    except ValueError as error:
+        return error
 
 
 def _quiet() -> None:
@@ -109,16 +168,35 @@ def work(job: Job) -> Done:
 
 def _work(job: Job) -> Done:
     question, parts_, fitted = job.question, [], None
-    config = ProbeConfig(kind=question.task.kind, missing="median" if job.source == "handcrafted" else "error")
-    of_fold = _features(job)
+    windows, held = question.windows, question.validation
+    of_fold = _features(job) if job.tuned is None else lambda spec: np.arange(len(windows))
     for spec in job.specs:
-        x_ND = of_fold(spec)
-        windows, held = question.windows, question.validation
+        x_N = of_fold(spec)
         train = spec.train if held is None else np.setdiff1d(spec.train, held)
-        validation = None if held is None else (x_ND[held], windows.y[held])
-        fitted = probes.fit(x_ND[train], windows.y[train], windows.groups[train], config, classes=question.task.classes, validation=validation)
-        parts_.append(predict(job.row, fitted, x_ND[spec.test], windows.take(spec.test), question.task, seed=job.seed, repeat=spec.repeat, fold=str(spec.fold)))
+        if job.fraction < 1:
+            train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=question.task.kind, seed=job.seed + spec.repeat)]
+        fitted = _fitted(job, x_N, train, held, spec)
+        parts_.append(predict(job.row, fitted, x_N[spec.test], windows.take(spec.test), question.task, seed=job.seed, repeat=spec.repeat, fold=str(spec.fold)))
     return Done(job=job, predictions=concatenate(parts_), probe=fitted)
+
+
+def _fitted(job: Job, x_N: np.ndarray, train: np.ndarray, held: np.ndarray | None, spec: FoldSpec) -> Probe | ReadOutFit | TunedFit:
+    """The job's read-out, fitted on the training windows alone."""
+    windows, task = job.question.windows, job.question.task
+    if job.tuned is not None:
+        if held is None:
+            part = validation_part(windows.groups[train], windows.y[train], seed=job.seed)
+            train, held = train[~part], train[part]
+        store = _stores(job.question.stores)
+        return TunedFit(tuned=tune(job.encoder.open(store), store, job.question, train, held, job.tuned, job.seed), question=job.question)
+    x_ND, y, groups = x_N[train], windows.y[train], windows.groups[train]
+    if job.source == "handcrafted" or job.neighbours:
+        name = "knn" if job.neighbours else "blend"
+        scores = fit_readout(name, x_ND, y, groups, task.kind, task.classes, seed=job.seed)
+        empty = np.full(len(task.columns), np.nan)
+        return ReadOutFit(predict=scores, threshold_K=fit_thresholds(name, x_ND, y, groups, task.kind, task.classes) if task.kind == "binary" else empty)
+    validation = None if held is None else (x_N[held], windows.y[held])
+    return probes.fit(x_ND, y, groups, ProbeConfig(kind=task.kind), classes=task.classes, validation=validation)
 
 
 def _features(job: Job) -> Callable[[FoldSpec], np.ndarray]:
@@ -175,8 +253,10 @@ class Result:
 def judged(
     question: Question, jobs: Sequence[Job], specs: Sequence[FoldSpec], *, heading: str, n_processes: int, notes: Sequence[str] = (), seed: int = 0
 ) -> Result:
-    """Run the jobs and score every row; the twin's cells show the strongest of its settings."""
-    done = run_jobs(jobs, n_processes)
+    """Run the jobs and score every row; the twin's cells show the strongest of its settings. A row whose labels or windows do not allow it is told in the
+    notes; the first job's row must be there."""
+    done, refused = run_jobs(jobs, n_processes)
+    notes = [*notes, *refused]
     settings: dict[str, list[Predictions]] = {}
     for each in done:
         if each.job.row == "twin":
@@ -184,7 +264,7 @@ def judged(
     twins = {setting: concatenate(found) for setting, found in settings.items()}
     own = [each.predictions for each in done if each.job.row not in ("twin", "handcrafted")]
     crafted = [each.predictions for each in done if each.job.row == "handcrafted"]
-    if not crafted:
+    if not crafted and not any(note.startswith("handcrafted") for note in notes):
         notes = [*notes, "no hand-crafted row: its features are defined for ECG from 100 Hz and PPG from 20 Hz"]
     leak = floors.leak(question.windows, question.task, specs)
     leaks = [] if leak is None else [leak]

@@ -6,11 +6,11 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-import store_page
 
 import compose
 import download
 import prepare
+import store_page
 from physio_data.arrays import write_store
 from physio_data.evidence import gather
 from physio_data.order import BlockShuffle, Mixture

@@ -125,3 +125,13 @@ def test_regression_and_class_metrics_equal_scikit_learn():
     assert np.isnan(metrics.r2([2, 2, 2], [1, 2, 3])) and np.isnan(metrics.pearson([1, 2, 3], [5, 5, 5]))
     c, d = rng.integers(0, 4, 80), rng.integers(0, 4, 80)
     assert metrics.balanced_accuracy(c, d) == pytest.approx(oracle.balanced_accuracy_score(c, d))
+
+
+def test_macro_f1_and_accuracy_are_scikit_learns():
+    rng = np.random.default_rng(5)
+    y, p = rng.integers(0, 4, 200), rng.integers(0, 5, 200)
+    assert metrics.macro_f1(y, p) == pytest.approx(oracle.f1_score(y, p, labels=[0, 1, 2, 3], average="macro"))
+    assert metrics.accuracy(y, p) == pytest.approx(np.mean(y == p))
+    weight = np.stack([np.ones(200), np.arange(200.0)])
+    expected = oracle.f1_score(y, p, labels=[0, 1, 2, 3], average="macro", sample_weight=weight[1])
+    assert np.allclose(metrics.macro_f1(y, p, weight=weight), [metrics.macro_f1(y, p), expected])

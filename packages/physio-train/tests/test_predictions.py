@@ -112,3 +112,11 @@ def test_thresholds_travel_with_the_lines_but_not_in_the_csv(tmp_path):
     both = pr.concatenate([a, pr.make("b", {"x": np.zeros(1)})])
     assert np.array_equal(both.thresholds["x"], [0.3, 0.3, np.nan], equal_nan=True)
     assert pr.read(pr.write(tmp_path / "p.csv", both)).thresholds == {} and pr.rename(a, "c").rows == ("c",)
+
+
+def test_a_window_scored_twice_in_one_run_is_named():
+    place = {"subject": ["a", "a", "b"], "record": ["r", "r", "q"], "start_s": [10.0, 20.0, 0.0]}
+    once = pr.make("x", {"pvc": np.array([0.1, 0.2, 0.3])}, **place)
+    assert len(pr.align(pr.concatenate([once, pr.make("x", {"pvc": np.zeros(3)}, seed=1, **place)]), "x").runs) == 2
+    with pytest.raises(ValueError, match=r"scores a window twice .*record 'q', subject 'b', start 0 s"):
+        pr.align(pr.concatenate([once, once.take(np.array([2]))]), "x")

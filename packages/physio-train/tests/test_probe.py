@@ -164,3 +164,11 @@ def test_bad_input_is_named():
         ProbeConfig(strengths=(0.0,))
     with pytest.raises(ValueError, match="select"):
         ProbeConfig(select="accuracy")
+
+
+def test_two_subjects_of_one_class_each_are_fitted_without_a_choice():
+    """No inner fold has both classes, so nothing can choose: the strongest regularisation stands, and there is no threshold."""
+    rng = np.random.default_rng(0)
+    y = np.repeat([0, 1], 20)
+    fitted = probe.fit(rng.normal(size=(40, 3)) + y[:, None], y, y.astype(str), probe.ProbeConfig())
+    assert fitted.strength_K[0] == min(probe.ProbeConfig().grid) and np.isnan(fitted.threshold_K[0]) and fitted.predict(np.ones((1, 3)))[0, 0] > 0.5

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from physio_train import metrics, statistics, table
+from physio_train import comparisons, metrics, statistics, table
 from physio_train import predictions as pr
 
 WHO = np.repeat(np.char.mod("s%02d", np.arange(16)), 20)
@@ -128,3 +128,38 @@ def test_windows_of_unknown_subject_beside_known_ones_are_grouped_by_record():
     assert found.counts["subjects"] == 8 and found.counts["records"] == 16
     expected = table.score(run("a", 1, subject=np.full(320, "")))
     assert found.row("a").cells["AUROC"] == expected.row("a").cells["AUROC"], "the same sixteen clusters"
+
+
+def test_differences_carry_holms_p_values():
+    rows = pr.concatenate([run("strong", 2), run("same", 0.2), run("twin", 0.2)])
+    found = table.score(rows)
+    drawn = [statistics.replicates(metrics.auroc, run("twin", 1).labels["pvc"], run("x", k).scores["pvc"], WHO) for k in (2, 0.2)]
+    p = comparisons.holm([comparisons.bootstrap_p(drawn[0] - drawn[1]), 1.0])
+    assert found.row("strong").cells["p (Holm)"].value == pytest.approx(p[0]) and found.row("same").cells["p (Holm)"].value == 1
+    assert any("prevalence" in note for note in found.notes)
+
+
+def test_three_subjects_have_no_interval_and_the_cell_says_so():
+    few = run("a", 1).take(np.arange(60))
+    assert "(n = 3, no interval)" in table.score(few).row("a").cells["AUROC"].text()
+
+
+def test_missing_and_constant_scores_are_told_and_never_a_silent_half():
+    broken, flat = run("broken", 1), run("flat", 0)
+    broken.scores["pvc"][5] = np.nan
+    flat.scores["pvc"][:] = 0.3
+    found = table.score(pr.concatenate([broken, flat, run("good", 1)]))
+    assert found.row("broken").cells["AUROC"] == table.Cell(word="1 scores are missing")
+    assert any("flat: every score is the same" in note for note in found.notes)
+    assert table.score(run("a", 1, y=np.zeros(320))).row("a").cells["AUROC"].word == "one class only"
+    with pytest.raises(ValueError, match="no row can be scored: broken"):
+        table.score(broken)
+
+
+def test_labels_with_little_support_are_scored_apart():
+    rng = np.random.default_rng(0)
+    y = {"common": (rng.random(320) < 0.4).astype(float), "rare": (np.arange(320) % 64 == 0).astype(float)}
+    score = {name: 0.5 * v + rng.random(320) for name, v in y.items()}
+    found = table.score(pr.make("a", score, labels=y, subject=WHO, record=WHO), kind="multilabel")
+    expected = metrics.auroc(y["common"], score["common"])
+    assert any(f"1 of 2 labels with at least 10 windows of each class: a {expected:.3f}" in note for note in found.notes)

@@ -119,6 +119,20 @@ def balanced_accuracy(labels_N, predicted_N, *, weight=None):
     return _done(_nanmean(recall), one)
 
 
+def accuracy(labels_N, predicted_N, *, weight=None):
+    """Share of windows called right; labels and predictions are class numbers."""
+    y, p, w, one = _known(labels_N, predicted_N, weight, binary=False)
+    return _done(_ratio(w @ (y == p).astype(np.float64), w.sum(axis=1)), one)
+
+
+def macro_f1(labels_N, predicted_N, *, weight=None):
+    """Mean over the classes present among the labels of their F1, as scikit-learn's over those labels; labels and predictions are class numbers."""
+    y, p, w, one = _known(labels_N, predicted_N, weight, binary=False)
+    classes = np.unique(y[y >= 0])
+    is_class, called = (y[:, None] == classes).astype(np.float64), (p[:, None] == classes).astype(np.float64)
+    return _done(_nanmean(np.where(w @ is_class > 0, _ratio(2 * (w @ (is_class * called)), w @ is_class + w @ called), np.nan)), one)
+
+
 def macro_auroc(labels_NK, scores_NK, *, weight=None):
     """Mean of the labels' AUROCs, labels with only one class present left out (never set to 0.5, which pulls intervals off their point)."""
     return macro(auroc, labels_NK, scores_NK, weight=weight)

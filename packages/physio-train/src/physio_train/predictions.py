@@ -202,6 +202,9 @@ def align(predictions: Predictions, row: str) -> Aligned:
     keys, parts = zip(*((key, part.take(_order(part))) for key, part in runs(lines)), strict=True)
     first = parts[0]
     for key, part in zip(keys, parts, strict=True):
+        if (twice := _repeated(part)) is not None:
+            where = f"record {str(part.record[twice])!r}, subject {str(part.subject[twice])!r}, start {part.start_s[twice]:g} s"
+            raise ValueError(f"row {row!r}, run (seed, repeat) {key} scores a window twice ({where}): give each run its own seed or repeat")
         if not same_windows(first, part):
             raise ValueError(f"row {row!r}: run (seed, repeat) {key} scored other windows than {keys[0]}; score every run on the same windows")
     stack = lambda of, part: np.stack([of(part)[name] for name in predictions.names], axis=1)  # noqa: E731
@@ -221,6 +224,14 @@ def same_windows(a, b) -> bool:
     """Whether two ordered sets of lines (Predictions or Aligned) are about the same windows."""
     equal = np.array_equal(a.subject, b.subject) and np.array_equal(a.record, b.record)
     return equal and np.array_equal(a.start_s, b.start_s, equal_nan=True)
+
+
+def _repeated(ordered: Predictions) -> int | None:
+    """The first line about the same window as the line before it; windows without a start cannot be told apart."""
+    equal = np.ones(max(len(ordered) - 1, 0), dtype=bool)
+    for column in (ordered.subject, ordered.record, ordered.start_s):
+        equal &= column[1:] == column[:-1]
+    return int(np.argmax(equal)) + 1 if equal.any() else None
 
 
 def _order(part: Predictions) -> np.ndarray:

@@ -194,6 +194,8 @@ def _one_label(design, fit_rows, z_ND, y_N, held_N, n_classes, config):
 
 def _figure(target_N: np.ndarray, score_NK: np.ndarray, n_classes: int, config: ProbeConfig) -> float:
     """Higher is better; NaN where nothing could be scored."""
+    if not len(target_N):
+        return float("nan")
     onehot_NK = np.eye(n_classes)[target_N]
     probability_NK = score_NK if n_classes > 2 else np.concatenate([1 - score_NK, score_NK], axis=1)
     if config.select == "auroc":

@@ -12,17 +12,19 @@ from typing import Any
 import numpy as np
 
 from physio_train import metrics
+from physio_train.comparisons import bootstrap_p, holm
 from physio_train.floors import headline
 from physio_train.predictions import Aligned, Predictions, align, same_windows
-from physio_train.statistics import interval, per_record_mean, replicates
+from physio_train.statistics import MIN_CLUSTERS, interval, per_record_mean, replicates
 
 COLUMNS = {
-    "binary": ("AUROC", "AP", "AUROC per record", "AUROC per fold", "F1", "sens@spec.9", "Brier", "ECE", "difference"),
-    "multiclass": ("AUROC", "AP", "AUROC per fold", "balanced accuracy", "Brier", "ECE", "difference"),
-    "multilabel": ("AUROC", "AP", "AUROC per fold", "F1", "sens@spec.9", "Brier", "ECE", "difference"),
-    "regression": ("MAE", "r2", "pearson", "MAE per fold", "difference"),
+    "binary": ("AUROC", "AP", "AUROC per record", "AUROC per fold", "F1", "sens@spec.9", "Brier", "ECE", "difference", "p (Holm)"),
+    "multiclass": ("AUROC", "AP", "AUROC per fold", "balanced accuracy", "macro F1", "accuracy", "Brier", "ECE", "difference", "p (Holm)"),
+    "multilabel": ("AUROC", "AP", "AUROC per fold", "F1", "sens@spec.9", "Brier", "ECE", "difference", "p (Holm)"),
+    "regression": ("MAE", "r2", "pearson", "MAE per fold", "difference", "p (Holm)"),
 }
 LOWER_IS_BETTER = {"MAE", "MAE per fold", "Brier", "ECE"}
+SUPPORT = 10  # positives (and negatives) below which one label's AUROC is mostly chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,14 +34,16 @@ class Cell:
     value: float | None = None
     low: float | None = None
     high: float | None = None
-    word: str = ""
+    word: str = ""  # beside a figure: why it has no interval; alone: why there is no figure
 
     def text(self, *, signed: bool = False) -> str:
-        """`0.912 [0.880, 0.931]`, the word, or a dash."""
+        """`0.912 [0.880, 0.931]`, `0.912 (n = 3, no interval)`, the word alone, or a dash."""
         if self.value is None:
             return self.word or "-"
         show = lambda v: f"{v:{'+' if signed else ''}.3f}"  # noqa: E731
-        return show(self.value) + ("" if self.low is None or self.high is None else f" [{show(self.low)}, {show(self.high)}]")
+        if self.low is None or self.high is None:
+            return show(self.value) + (f" ({self.word})" if self.word else "")
+        return f"{show(self.value)} [{show(self.low)}, {show(self.high)}]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,24 +124,40 @@ def score(
     """Score every row of the predictions.
 
     Figures are means over a row's runs (seeds, repeats); intervals and the paired `difference` to the `reference` row come from the same resamples of subjects
-    (of records where subjects are unknown). Windows of unknown label are left out. F1 needs the thresholds that `cross_validate` keeps; read back from a CSV
+    (of records where subjects are unknown); below ten of either there is no interval, and the cell says so. The differences' p-values are Holm's. A row
+    whose scores are missing (NaN) or constant keeps its line, with the reason in its first cell or a note. Windows of unknown
+    label are left out. F1 needs the thresholds that `cross_validate` keeps; read back from a CSV
     its cell is empty. `settings` gives a row several candidates, {"twin": {"as initialised": predictions, ...}}: each cell then shows the strongest of them.
     `disjoint=True` adds the leak row, its cells the word `disjoint`. `kind` is inferred from the labels where it is not given.
     """
     if heading not in ("inductive", "transductive"):
         raise ValueError(f"heading must be inductive or transductive, got {heading!r}")
     settings = settings or {}
-    kind = kind or _infer_kind(predictions)
+    kind = kind or infer_kind(predictions)
     said = list(notes)
     candidates = {name: dict(settings[name]) if settings.get(name) else {"": predictions} for name in dict.fromkeys([*predictions.rows, *settings])}
-    built = {name: _Built(parts, name, kind, min_windows, n_resamples, seed) for name, parts in candidates.items()}
+    built, broken = {}, {}
+    for name, parts in candidates.items():
+        if n_missing := sum(_n_missing(align(part, name)) for part in parts.values()):
+            broken[name] = f"{n_missing} scores are missing"
+        else:
+            built[name] = _Built(parts, name, kind, min_windows, n_resamples, seed)
+    if not built:
+        raise ValueError("no row can be scored: " + "; ".join(f"{name}: {why}" for name, why in broken.items()))
     first = next(iter(built.values()))
+    found = {name: row.cells(said) for name, row in built.items()}
+    compared = [name for name in built if reference in built and name not in (reference, "leak")]
+    for name in compared:
+        found[name]["difference"] = _difference(built[name], built[reference], reference, said)
+    if compared:
+        said.append(f"difference: {COLUMNS[kind][0]} of the row minus that of {reference}, on the same windows and resamples")
+    for name, p in zip(compared, holm([_p(built[name], built[reference], found[name]["difference"]) for name in compared]), strict=True):
+        found[name]["p (Holm)"] = Cell(value=float(p)) if np.isfinite(p) else Cell()
+    lead = COLUMNS[kind][0]
     rows = []
-    for name, row in built.items():
-        cells = row.cells(said)
-        if reference in built and name not in (reference, "leak"):
-            cells["difference"] = _difference(row, built[reference], reference, said)
-        rows.append(Row(name=name, n_runs=len(row.best.runs), cells={c: cells.get(c, Cell()) for c in COLUMNS[kind]}))
+    for name in candidates:
+        cells = {lead: Cell(word=broken[name])} if name in broken else found[name]
+        rows.append(Row(name=name, n_runs=len(built[name].best.runs) if name in built else 0, cells={c: cells.get(c, Cell()) for c in COLUMNS[kind]}))
     if disjoint and "leak" not in built:
         rows.append(Row(name="leak", n_runs=0, cells={c: Cell(word="disjoint") if c == COLUMNS[kind][0] else Cell() for c in COLUMNS[kind]}))
     said += _common_notes(first.best, built, kind)
@@ -162,10 +182,9 @@ class _Built:
         self.setting = max(figures, key=lambda setting: sign * figures[setting] if np.isfinite(figures[setting]) else -np.inf)
         self.figures, self.best = figures, self.aligned[self.setting]
         self.point = figures[self.setting]
-        metric = lambda y, s, weight: headline(y, s, kind, weight=weight)  # noqa: E731
         clusters = _clusters(self.best)
-        enough = len(np.unique(clusters)) > 1
-        self.replicates = replicates(metric, self.best.labels_NK, self.best.runs, clusters, n=n_resamples, seed=seed) if enough else np.full(0, np.nan)
+        self.n_clusters = len(np.unique(clusters))
+        self.replicates = np.full(0, np.nan) if self.n_clusters < MIN_CLUSTERS else _headline_replicates(self.best, kind, clusters, n_resamples, seed)
 
     def cells(self, notes: list[str]) -> dict[str, Cell]:
         """Every cell but the difference; where there are several settings, the strongest for each cell."""
@@ -174,7 +193,12 @@ class _Built:
             values = [v for v in (figure(a) for a in self.aligned.values()) if v is not None and np.isfinite(v)]
             if values:
                 cells[column] = Cell(value=min(values) if column in LOWER_IS_BETTER else max(values))
-        cells[COLUMNS[self.kind][0]] = _with_interval(self.point, self.replicates, self.name, notes)
+        lead = COLUMNS[self.kind][0]
+        cells[lead] = _with_interval(self.point, self.replicates, self.name, notes, self.n_clusters)
+        if cells[lead] == Cell():
+            cells[lead] = Cell(word="no known label" if not len(self.best.subject) else "one class only" if self.kind != "regression" else "not defined")
+        if self.kind != "regression" and len(self.best.subject) and all(np.ptp(run) == 0 for run in self.best.runs):
+            notes.append(f"{self.name}: every score is the same, so that AUROC is 0.5 by definition")
         if len(self.aligned) > 1:
             listed = ", ".join(f"{setting} {value:.3f}" for setting, value in self.figures.items())
             notes.append(f"{self.name}: each cell is the strongest of its settings; {COLUMNS[self.kind][0]} by setting: {listed}")
@@ -195,7 +219,9 @@ def _figures(kind: str, min_windows: int) -> dict[str, Callable[[Aligned], float
         "ECE": lambda a: pooled(metrics.ece)(a) if _probabilities(a) else None,
     }
     if kind == "multiclass":
-        return shared | {"balanced accuracy": lambda a: _mean(lambda y, s: metrics.balanced_accuracy(np.argmax(y, axis=1), np.argmax(s, axis=1)), a)}
+        called = lambda metric: lambda a: _mean(lambda y, s: metric(np.argmax(y, axis=1), np.argmax(s, axis=1)), a)  # noqa: E731
+        names = {"balanced accuracy": metrics.balanced_accuracy, "macro F1": metrics.macro_f1, "accuracy": metrics.accuracy}
+        return shared | {name: called(metric) for name, metric in names.items()}
     shared |= {"F1": _f1, "sens@spec.9": pooled(metrics.sensitivity_at_specificity)}
     if kind == "binary":
         shared["AUROC per record"] = lambda a: per_record_mean(a.labels_NK[:, 0], [run[:, 0] for run in a.runs], a.record, min_windows=min_windows)[0]
@@ -234,20 +260,42 @@ def _difference(row: _Built, floor: _Built, reference: str, notes: list[str]) ->
     if not same_windows(row.best, floor.best):
         notes.append(f"{row.name}: scored on other windows than {reference}, so there is no paired difference")
         return Cell()
-    return _with_interval(row.point - floor.point, row.replicates - floor.replicates, f"{row.name} - {reference}", notes)
+    return _with_interval(row.point - floor.point, row.replicates - floor.replicates, f"{row.name} - {reference}", notes, row.n_clusters)
 
 
-def _with_interval(point: float, replicates_B: np.ndarray, name: str, notes: list[str]) -> Cell:
+def _p(row: _Built, floor: _Built, difference: Cell) -> float:
+    return float("nan") if difference.low is None else bootstrap_p(row.replicates - floor.replicates)
+
+
+def _headline_replicates(a: Aligned, kind: str, clusters: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """The headline figure in every resample; labels absent from a resample are left out of its macro mean."""
+    if kind == "regression":
+        return replicates(metrics.mae, a.labels_NK[:, 0], [run[:, 0] for run in a.runs], clusters, n=n, seed=seed)
+    by_label = [[replicates(metrics.auroc, a.labels_NK[:, k], run[:, k], clusters, n=n, seed=seed) for k in range(run.shape[1])] for run in a.runs]
+    each_RKB = np.array(by_label)
+    known = np.isfinite(each_RKB)
+    n_known_RB = known.sum(axis=1)
+    macro_RB = np.where(n_known_RB > 0, np.where(known, each_RKB, 0.0).sum(axis=1) / np.maximum(n_known_RB, 1), np.nan)
+    return macro_RB.mean(axis=0)
+
+
+def _with_interval(point: float, replicates_B: np.ndarray, name: str, notes: list[str], n_clusters: int) -> Cell:
     if not np.isfinite(point):
         return Cell()
-    found = interval(point, replicates_B)
+    found = interval(point, replicates_B, n_clusters=n_clusters)
     if not np.isfinite(found.low):
-        return Cell(value=float(point))
+        return Cell(value=float(point), word=found.word)
     if found.n_dropped:
         notes.append(f"{name}: {found.n_dropped} of {found.n_resamples} resamples had no defined figure and were left out")
-    if not found.holds_point:
-        notes.append(f"{name}: the interval does not hold its own point; it rests on too few subjects to be trusted")
+    if found.widened:
+        notes.append(f"{name}: the resamples lie beside the point, so the interval was widened to hold it")
     return Cell(value=float(point), low=found.low, high=found.high)
+
+
+def _n_missing(a: Aligned) -> int:
+    """Scores that are not finite although the window has a known label."""
+    known = np.isfinite(a.labels_NK).any(axis=1)
+    return sum(int((~np.isfinite(run[known])).sum()) for run in a.runs)
 
 
 def _labelled(a: Aligned) -> Aligned:
@@ -272,7 +320,7 @@ def _counts(a: Aligned, kind: str) -> dict[str, int]:
     if np.any(a.record != ""):
         counts["records"] = len(np.unique(a.record))
     if kind == "binary":
-        counts["positives"] = int(np.nansum(a.labels_NK))
+        counts["positives"] = int(np.nansum(a.labels_NK))  # AP is read against positives / windows, the prevalence
     return counts
 
 
@@ -288,10 +336,28 @@ def _common_notes(first: Aligned, built: Mapping[str, _Built], kind: str) -> lis
         absent = [k for k in range(first.labels_NK.shape[1]) if len(np.unique(first.labels_NK[np.isfinite(first.labels_NK[:, k]), k])) < 2]
         if absent:
             notes.append(f"macro figures leave out {len(absent)} labels with one class only")
+    if kind != "regression" and len(first.subject):
+        notes.append(f"AP of chance (prevalence): {_prevalence(first):.3f}")
+        thin = _thin(first)
+        if thin.any() and not thin.all():
+            listed = ", ".join(f"{name} {_mean(lambda y, s: metrics.macro_auroc(y[:, ~thin], s[:, ~thin]), row.best):.3f}" for name, row in built.items())
+            notes.append(f"macro AUROC of the {int((~thin).sum())} of {len(thin)} labels with at least {SUPPORT} windows of each class: {listed}")
     return notes
 
 
-def _infer_kind(predictions: Predictions) -> str:
+def _prevalence(a: Aligned) -> float:
+    """Mean over labels of the share of positives."""
+    rates = [float(np.nanmean(y)) for y in a.labels_NK.T if np.isfinite(y).any()]
+    return float(np.mean(rates))
+
+
+def _thin(a: Aligned) -> np.ndarray:
+    """Labels (K,) with fewer than `SUPPORT` windows of either class."""
+    return np.minimum((a.labels_NK == 1).sum(axis=0), (a.labels_NK == 0).sum(axis=0)) < SUPPORT
+
+
+def infer_kind(predictions: Predictions) -> str:
+    """The kind of task that the labels look like: regression, binary, multiclass (one class a window), or multilabel."""
     label_NK = np.stack([predictions.labels[name] for name in predictions.names], axis=1)
     known = label_NK[np.isfinite(label_NK).all(axis=1)]
     if not np.isin(known, (0, 1)).all():

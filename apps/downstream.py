@@ -1,0 +1,257 @@
+"""Fine-tuned encoders and saved read-outs: trained, written, read back, applied to windows. N windows, K score columns.
+
+A folder that `--ckpt` reads holds the encoder as `save_pretrained` writes it, and `head.json` with `head.safetensors`: a probe's (`physio_train.probe`), or a
+fine-tuned head's.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import tyro
+from safetensors.torch import load_file, save_file
+
+import compose
+from physio_data.store import Store, Stores
+from physio_models.contract import Encoder, InputContract, SignalSpec
+from physio_models.pooling import pool_levels
+from physio_models.pretrained import from_pretrained, save_pretrained
+from physio_models.reference import load_reference, reference_encoder
+from physio_train import Batches, FitConfig, fit
+from physio_train import finetune as tuning
+from physio_train import probe as probes
+from physio_train.floors import headline
+from physio_train.heads import Classifier, HeadConfig, HeadName, freeze_unused, level_widths
+from physio_train.losses import LossName
+from physio_train.metrics import best_threshold
+from physio_train.protocol import Task
+from physio_train.run import write_json
+from questions import Question
+
+HEAD_FILE, META_FILE = "head.safetensors", "head.json"
+BATCH = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuneConfig:
+    """How an encoder and a head are trained on labels."""
+
+    head: HeadName = "linear"
+    """What makes tokens a vector: linear (mean, maximum, deviation), attention, or query_pool (also: cot)."""
+    level: tyro.conf.Suppress[str] = "all"  # a level of the encoder, or all of them: the app's own --level
+    loss: LossName = "cross_entropy"
+    """cross_entropy, focal, or arcface."""
+    balanced: bool = True
+    """Weigh classes by inverse frequency."""
+    smoothing: float = 0.0
+    """Share of a target that is spread over all classes."""
+    mixup: float = 0.0
+    """Alpha of mixup; 0 mixes nothing."""
+    layer_decay: float = 0.75
+    """Learning rate of a layer over that of the next deeper one."""
+    lr: float = 1e-3
+    """Peak learning rate, of the head."""
+    weight_decay: float = 0.05
+    n_epochs: int = 20
+    """Passes over the training windows; the best by the validation windows is kept."""
+    max_steps: int = 2000
+    """Optimiser steps at most."""
+    batch_size: int = 32
+    n_queries: int = 16
+    """Queries of query_pool."""
+
+
+class Tuned:
+    """A trained classifier with what its scores need."""
+
+    def __init__(self, encoder: Encoder, classifier: Classifier, objective: tuning.Finetune, task: Task, cfg: TuneConfig) -> None:
+        self.encoder, self.classifier, self.objective, self.task, self.cfg = encoder, classifier.eval(), objective, task, cfg
+        self.threshold_K = np.full(len(task.columns), np.nan)
+
+    @torch.no_grad()
+    def scores(self, x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
+        """Scores (B, K) float64 of windows in physical units."""
+        x_BCT, valid_BT, _ = self.encoder.prepare(x_BCT, spec, valid_BT=valid_BT)
+        return self.objective.scores(self.classifier(x_BCT, valid_BT)).double().cpu().numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normalised:
+    """A question's windows as an encoder takes them, with their labels: what `Batches` reads, by number in the question."""
+
+    encoder: Encoder
+    store: Store | Stores
+    question: Question
+
+    def batch(self, numbers: np.ndarray) -> dict[str, Any]:
+        batch = self.store.batch(self.question.rows_N[numbers])
+        x_BCT, valid_BT, _ = self.encoder.prepare(batch["signal"], compose.spec_of(self.store), valid_BT=batch.get("valid"))
+        more = {} if valid_BT is None else {"valid": valid_BT}
+        return {"signal": x_BCT, "label": np.asarray(self.question.windows.y)[numbers], "index": np.asarray(numbers), **more}
+
+
+def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: np.ndarray, held_N: np.ndarray, cfg: TuneConfig, seed: int) -> Tuned:
+    """Train a copy of the encoder with a new head on `train_N` (numbers into the question); `held_N` chooses epoch and thresholds, and trains nothing."""
+    task, y = question.task, np.asarray(question.windows.y, dtype=np.float64)
+    known = np.isfinite(y) if task.kind == "regression" else y >= 0
+    known = known.any(axis=1) if known.ndim > 1 else known
+    train_N, held_N = train_N[known[train_N]], held_N[known[held_N]]
+    if not len(train_N) or not len(held_N):
+        raise ValueError(f"task {task.name!r}: {len(train_N)} training and {len(held_N)} validation windows have a label; both sides need some")
+    if task.kind in ("binary", "multiclass") and len(np.unique(y[train_N])) < 2:
+        raise ValueError(f"task {task.name!r}: the training windows hold one class only; a classifier needs two")
+    encoder = Encoder(copy.deepcopy(encoder.model), encoder.contract, name=encoder.name, config=encoder.config, seen=encoder.seen)
+    n_classes = 2 if task.kind == "binary" else max(1, len(task.classes))
+    objective = tuning.Finetune(
+        kind=task.kind,
+        n_classes=n_classes,
+        loss=cfg.loss,
+        balanced=cfg.balanced,
+        counts=tuning.counts_of(question.windows.y[train_N], task.kind, n_classes),
+        smoothing=cfg.smoothing,
+        mixup=cfg.mixup,
+        layer_decay=cfg.layer_decay,
+        target_mean=float(y[train_N].mean()) if task.kind == "regression" else 0.0,
+        target_sd=max(float(y[train_N].std()), 1e-6) if task.kind == "regression" else 1.0,
+    )
+    data = Normalised(encoder=encoder, store=store, question=question)
+    x_BCT = data.batch(train_N[:2])["signal"]
+    torch.manual_seed(seed)
+    head = HeadConfig(name=cfg.head, n_queries=cfg.n_queries, cosine=cfg.loss == "arcface")
+    classifier = Classifier(encoder.model, head, cfg.level, level_widths(encoder.model, x_BCT), tuning.n_outputs(task.kind, n_classes))
+    freeze_unused(classifier, x_BCT)
+    size = min(cfg.batch_size, len(train_N))
+    per_epoch = max(1, len(train_N) // size)
+    n_steps = min(cfg.max_steps, cfg.n_epochs * per_epoch)
+    settings = FitConfig(n_steps=n_steps, batch_size=size, lr=cfg.lr, weight_decay=cfg.weight_decay, warmup=0.1, seed=seed, validate_every=per_epoch)
+    tuned = Tuned(encoder, classifier, objective, task, cfg)
+    best, kept, kept_score = -np.inf, None, None
+    for step in fit(classifier, objective, Batches(data, train_N, batch_size=size, seed=seed), settings):
+        if step.validate_due:
+            score_NK = predict(tuned, store, question.rows_N[held_N])
+            figure = headline(task.columns_of(question.windows.y[held_N]), score_NK, task.kind) * (-1 if task.kind == "regression" else 1)
+            if kept is None or figure > best:
+                best, kept_score, kept = figure, score_NK, copy.deepcopy(classifier.state_dict())
+            classifier.train()
+    classifier.load_state_dict(kept)
+    classifier.eval()
+    if task.kind in ("binary", "multilabel"):
+        label_NK = task.columns_of(question.windows.y[held_N])
+        tuned.threshold_K = np.array([best_threshold(label_NK[:, k], kept_score[:, k]) for k in range(label_NK.shape[1])])
+    return tuned
+
+
+def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
+    """Scores (N, K) of rows of a store."""
+    spec, out = compose.spec_of(store), []
+    if isinstance(model, Tuned):
+        model.classifier.eval()
+    for start in range(0, len(rows_N), BATCH):
+        batch = store.batch(rows_N[start : start + BATCH])
+        out.append(model.scores(batch["signal"], spec, batch.get("valid")))
+    return np.concatenate(out)
+
+
+# Saved read-outs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A saved encoder with its read-out: `scores(x_BCT, spec, valid_BT)` gives (B, K)."""
+
+    encoder: Encoder
+    task: Task
+    scores: Callable[..., np.ndarray]
+    threshold_K: np.ndarray
+    kind: str  # probe, finetuned, or the original's
+
+    @property
+    def contract(self) -> InputContract:
+        return self.encoder.contract
+
+
+def save_tuned(folder: Path, tuned: Tuned) -> Path:
+    """Write encoder, head and what its scores need; the folder must be empty or absent."""
+    encoder = tuned.encoder
+    save_pretrained(folder, encoder.model.cpu().eval(), encoder.config, replace(encoder.contract, fingerprint=()), encoder.seen)
+    save_file({key: value.detach().cpu().contiguous() for key, value in tuned.classifier.head.state_dict().items()}, folder / HEAD_FILE)
+    thresholds = [None if np.isnan(t) else float(t) for t in tuned.threshold_K]
+    meta = {"finetuned": asdict(tuned.cfg), "objective": asdict(tuned.objective), "task": asdict(tuned.task), "thresholds": thresholds}
+    write_json(folder / META_FILE, meta)
+    return folder
+
+
+def load(path: Path, *, reference: str | None = None, probe: Path | None = None, spec: SignalSpec | None = None) -> Saved:
+    """Read a saved probe or fine-tuned model back; with `reference` and `probe`, an original's backbone and linear probe, for input as `spec` says.
+
+    ValueError where the folder holds no head, or the head does not belong to the encoder.
+    """
+    if (reference is None) != (probe is None):
+        raise ValueError("an original's pair is --ckpt FILE --reference ROW --probe FILE, all three")
+    if reference is not None:
+        return original_pair(path, reference, probe, spec)
+    if not (Path(path) / META_FILE).is_file():
+        raise ValueError(f"{path} holds an encoder without a head: fit one with probe.py or finetune.py --out DIR, and give that folder")
+    meta = json.loads((Path(path) / META_FILE).read_text(encoding="utf-8"))
+    encoder = from_pretrained(path)
+    return _tuned(Path(path), encoder, meta) if "finetuned" in meta else _probe(Path(path), encoder)
+
+
+def _tuned(path: Path, encoder: Encoder, meta: dict[str, Any]) -> Saved:
+    cfg = TuneConfig(**meta["finetuned"])
+    task = Task(**{**meta["task"], "classes": tuple(meta["task"]["classes"])})
+    counts = tuple(tuple(c) if isinstance(c, list) else c for c in meta["objective"].pop("counts"))
+    objective = tuning.Finetune(**meta["objective"], counts=counts)
+    contract = encoder.contract
+    widths = level_widths(encoder.model, torch.zeros(1, len(contract.channels), contract.n_samples))
+    head = HeadConfig(name=cfg.head, n_queries=cfg.n_queries, cosine=cfg.loss == "arcface")
+    classifier = Classifier(encoder.model, head, cfg.level, widths, tuning.n_outputs(task.kind, objective.n_classes))
+    try:
+        classifier.head.load_state_dict(load_file(path / HEAD_FILE))
+    except (RuntimeError, OSError) as error:
+        raise ValueError(f"{path / HEAD_FILE} does not fit its encoder ({str(error).splitlines()[0]}); save the model again") from None
+    tuned = Tuned(encoder, classifier, objective, task, cfg)
+    thresholds = np.array([np.nan if t is None else t for t in meta["thresholds"]])
+    return Saved(encoder=encoder, task=task, scores=tuned.scores, threshold_K=thresholds, kind="finetuned")
+
+
+def _probe(path: Path, encoder: Encoder) -> Saved:
+    fitted = probes.load(path)
+    kind = fitted.config.kind
+    task = Task(name=fitted.more["task"], kind=kind, classes=fitted.classes if kind in ("multiclass", "multilabel") else ())
+    level, pool = fitted.more["level"], fitted.more["pool"]
+
+    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
+        return fitted.predict(encoder.features(x_BCT, spec, level=level, pool=pool, valid_BT=valid_BT).cpu().numpy())
+
+    return Saved(encoder=encoder, task=task, scores=scores, threshold_K=fitted.threshold_K, kind="probe")
+
+
+def original_pair(path: Path, reference: str, probe: Path, spec: SignalSpec | None) -> Saved:
+    """HiMAE's notebook: its backbone on windows as they are, the deepest level's mean, one linear layer; a sigmoid of one output, a softmax of two."""
+    encoder = reference_encoder(reference, path)
+    head = load_reference(reference, probe).head
+    if head is None:
+        raise ValueError(f"{probe} holds no linear head (fc.* or classifier.*): give the original's probe")
+    if spec is not None:  # the notebook fed windows of any rate and scale, unnormalised; its backbone takes any length
+        encoder.contract = replace(
+            encoder.contract, channels=spec.channels, units=spec.units, fs=spec.fs, window_s=spec.window_s, band="any", normalization="none", kind=""
+        )
+    width = encoder.model.cfg.widths[-1]
+    if head.in_features != width:
+        raise ValueError(f"{probe} takes {head.in_features} features, the backbone in {path} gives {width}: they are no pair")
+    deepest = encoder.level_names[-1]
+
+    @torch.no_grad()
+    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
+        z_BK = head(pool_levels(encoder(x_BCT, spec, valid_BT=valid_BT), deepest, "mean")).double()
+        return (z_BK.sigmoid() if z_BK.shape[1] == 1 else z_BK.softmax(dim=1)[:, 1:]).numpy()
+
+    return Saved(encoder=encoder, task=Task(name="pvc"), scores=scores, threshold_K=np.array([0.5]), kind=reference)

@@ -1,0 +1,190 @@
+"""Score a saved probe or fine-tuned model on other data, without any training.
+
+uv run apps/evaluate.py --ckpt runs/tuned --data stores/test --predictions P.csv
+uv run apps/evaluate.py --ckpt himae.ckpt --reference himae --probe pvc_linear_probe.pt --data stores/himae_pvc --out runs/original
+uv run apps/evaluate.py robustness --ckpt runs/tuned --data stores/test --out runs/robust      also: resolution
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+
+import compose
+import console
+import downstream
+from console import say
+from label_maps import LabelMap
+from physio_data.store import Store, Stores
+from physio_train import floors, table
+from physio_train import predictions as prediction_files
+from physio_train.metrics import auroc
+from physio_train.predictions import Predictions, make
+from physio_train.protocol import Task, Windows
+from physio_train.run import write_json
+from physio_train.table import Table
+from questions import task_of, windows_of
+
+SUBCOMMANDS = {"resolution": "resolution:main", "robustness": "robustness:main"}
+AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))  # years, the upper end left out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate:
+    """A saved model's scores of every window of a store, and what they are worth where labels are known."""
+
+    ckpt: Path
+    """A folder of probe.py or finetune.py --out; or, with --reference and --probe, an original's backbone."""
+    data: tuple[Path, ...]
+    """Stores to score."""
+    reference: str | None = None
+    """The row of MODELS whose original wrote --ckpt."""
+    probe: Path | None = None
+    """The original's linear probe."""
+    task: str | None = None
+    """The store's task that the scores are compared with. Default: the saved model's own."""
+    label_map: Path | str | None = None
+    """A CSV with columns source,target (or scp_snomed, snomed_scp, scp_aami, aami_scp): the model's classes under the names of the store's."""
+    unmapped: Literal["error", "drop"] = "error"
+    """What to do with a class of the model that the map does not name: error, or drop."""
+    use: str = ""
+    """Folds to score: names or numbers joined by +. Default: the whole store."""
+    by: tuple[str, ...] = ()
+    """Subgroups, each scored on its own: sex, age, or a column of the store's index."""
+    row: str = "pretrained"
+    """The row's name in predictions.csv."""
+    predictions: Path | None = None
+    """Write every scored window here, as CSV."""
+    out: Path | None = None
+    """Folder for the table, the predictions and the summary by subject."""
+
+
+def main(arguments: Sequence[str]) -> Mapping[str, object]:
+    if arguments and arguments[0] in SUBCOMMANDS:
+        module, _, name = SUBCOMMANDS[arguments[0]].partition(":")
+        return getattr(importlib.import_module(module), name)(arguments[1:])
+    app = tyro.cli(Evaluate, args=list(arguments), description=__doc__)
+    store = compose.open_stores(app.data)
+    saved = downstream.load(app.ckpt, reference=app.reference, probe=app.probe, spec=compose.spec_of(store))
+    saved.contract.check(compose.spec_of(store))
+    rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
+    predicted, task, notes = scored(app, saved, store, rows_N)
+    seen = None if saved.encoder.seen is None else saved.encoder.seen["subjects"]
+    shown = judged(predicted, task, floors.heading(predicted.subject, seen), notes)
+    print(shown.plain(), flush=True)
+    groups = {name: subgroups(predicted, task, store, rows_N, name) for name in app.by}
+    for name, parts in groups.items():
+        say(f"by {name}: " + "; ".join(f"{value} {text}" for value, text in parts.items()))
+    for path in (app.predictions, None if app.out is None else app.out / "predictions.csv"):
+        if path is not None:
+            prediction_files.write(path, predicted)
+    if app.out is not None:
+        write_json(app.out / "table.json", shown.to_json() | {"by": groups})
+        (app.out / "table.md").write_text(shown.markdown() + "\n", encoding="utf-8")
+        by_subject(app.out, predicted, task)
+    lead = shown.rows[0].cells[shown.columns[0]] if shown.columns else None
+    figure = {} if lead is None else {shown.columns[0]: lead.value, "interval": [lead.low, lead.high], "word": lead.word}
+    return {"task": task.name, "windows": len(predicted), "heading": shown.heading, **figure, "by": groups, "out": app.out, "predictions": app.predictions}
+
+
+def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray) -> tuple[Predictions, Task, list[str]]:
+    """The predictions of all rows under the store's task, where it has it."""
+    name = app.task or saved.task.name
+    notes = []
+    score_NK, classes = downstream.predict(saved, store, rows_N), saved.task.columns
+    if name in store.tasks:
+        task = task_of(store, name)
+    elif app.task is not None:
+        raise ValueError(f"task {name!r} is not in the store; it has {', '.join(store.tasks) or 'none'}")
+    else:
+        task, notes = saved.task, [f"the store has no task {name!r}: scores only"]
+    if app.label_map is not None:
+        mapped = LabelMap.read(app.label_map).scores(score_NK, classes, task.columns, unmapped=app.unmapped)
+        score_NK, classes = mapped.scores_NK, mapped.columns
+        notes += mapped.notes
+    elif task.kind != saved.task.kind or (task.columns != saved.task.columns and task.kind != "binary"):
+        raise ValueError(
+            f"the model scores {saved.task.kind} {', '.join(saved.task.columns)}, the store's task {task.name!r} is {task.kind} {', '.join(task.columns)}: "
+            "give a --label-map, or another --task"
+        )
+    else:
+        classes = task.columns
+    windows = windows_of(store, task, rows_N) if name in store.tasks else blank_windows(store, task, rows_N)
+    label_NK = task.columns_of(windows.y)
+    place = {"subject": windows.subject, "record": windows.record, "start_s": windows.start_s, "fold": store.index["fold"][rows_N]}
+    known = {c: k for k, c in enumerate(task.columns)}
+    thresholds = {c: saved.threshold_K[k] for k, c in enumerate(classes)} if app.label_map is None and np.isfinite(saved.threshold_K).all() else None
+    return (
+        make(
+            app.row,
+            {c: score_NK[:, k] for k, c in enumerate(classes)},
+            labels={c: label_NK[:, known[c]] for c in classes if c in known},
+            thresholds=thresholds,
+            **place,
+        ),
+        task,
+        notes,
+    )
+
+
+def blank_windows(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:
+    """Windows without a known label."""
+    n = len(rows_N)
+    y = np.full(n, np.nan) if task.kind == "regression" else np.full((n, len(task.classes)) if task.kind == "multilabel" else n, -1)
+    index = store.index
+    return Windows(y=y, subject=index["subject"][rows_N], record=index["record"][rows_N], start_s=index["start_s"][rows_N])
+
+
+def judged(predicted: Predictions, task: Task, heading: str, notes: Sequence[str]) -> Table:
+    kind = task.kind if len(predicted.names) > 1 or task.kind == "regression" else "binary"
+    return table.score(predicted, kind=kind, heading=heading, task=task.name, notes=notes)
+
+
+def subgroups(predicted: Predictions, task: Task, store: Store | Stores, rows_N: np.ndarray, name: str) -> dict[str, str]:
+    """The first figure of every value of a column, or why there is none."""
+    if name not in store.index:
+        raise ValueError(f"the store has no column {name!r} to group by; there are {', '.join(store.index)}")
+    value_N = np.asarray(store.index[name])[rows_N]
+    if name == "age":
+        bands = [f"{low}-{high - 1}" if high < 200 else f"{low}+" for low, high in AGE_BANDS]
+        value_N = np.array([next((b for b, (low, high) in zip(bands, AGE_BANDS, strict=True) if low <= v < high), "unknown") for v in value_N])
+    found = {}
+    for value in np.unique(value_N):
+        part = predicted.take(value_N == value)
+        shown = judged(part, task, "transductive", ())
+        found[str(value) or "unknown"] = f"{shown.rows[0].cells[table.COLUMNS[shown.kind][0]].text()} of {len(part)} windows"
+    return found
+
+
+def by_subject(out: Path, predicted: Predictions, task: Task) -> Path:
+    """per_subject.csv: windows, positives, mean label and mean score of every subject, and its own AUROC or why it has none."""
+    who = np.where(predicted.subject != "", predicted.subject, predicted.record)
+    path = out / "per_subject.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["subject", "class", "windows", "labelled", "positives", "label_rate", "mean_score", "auroc", "reason"])
+        for name in np.unique(who):
+            part = who == name
+            for c in predicted.names:
+                y, s = predicted.labels[c][part], predicted.scores[c][part]
+                known = np.isfinite(y)
+                figure = auroc(y, s) if task.kind != "regression" and known.any() else float("nan")
+                reason = "" if np.isfinite(figure) else "no known label" if not known.any() else "a number" if task.kind == "regression" else "one class only"
+                positives = "" if task.kind == "regression" else int(np.nansum(y))
+                rate = f"{np.nanmean(y):.6g}" if known.any() else ""
+                writer.writerow([name, c, int(part.sum()), int(known.sum()), positives, rate, f"{s.mean():.6g}", f"{figure:.6g}" if not reason else "", reason])
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        sys.argv.append("--help")
+    console.run(main)

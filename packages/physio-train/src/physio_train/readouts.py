@@ -1,0 +1,176 @@
+"""Read-outs of fixed features beside the linear probe: nearest neighbours, and forests and boosted trees for hand-made features.
+
+N windows, D features, K score columns (as `protocol.Task.columns`). Each `fit_*` gives a function from features (M, D) to scores (M, K).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import numpy as np
+from scipy.special import logit
+
+from physio_train.folds import grouped_folds
+from physio_train.metrics import best_threshold
+from physio_train.probe import FLAT, Kind, ProbeConfig
+from physio_train.probe import fit as fit_probe
+
+ReadOutName = Literal["linear", "knn", "forest", "boosted", "blend"]
+N_TREES = 300  # of a forest
+N_ROUNDS = 120  # of boosting
+BLENDED = ("linear", "forest", "boosted")
+FOREST_WINDOWS = 10_000  # training windows up to which a forest is worth its time beside boosted trees
+Scores = Callable[[np.ndarray], np.ndarray]
+
+
+def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Scores:
+    """Fit one read-out by name. Labels as `probe.fit`: -1 (NaN for regression) is unknown and passed over.
+
+    linear: the probe. knn: `fit_knn`. forest: extremely randomised trees (Geurts et al. 2006). boosted: gradient-boosted trees (Friedman 2001), by histograms.
+    blend: the mean of linear, forest (up to `FOREST_WINDOWS`) and boosted, of probabilities on the log-odds scale. Trees weigh classes equally, as the probe
+    does.
+    ValueError for one class only.
+    """
+    if name == "linear":
+        return fit_probe(x_ND, y, groups_N, ProbeConfig(kind=kind, missing="median", seed=seed), classes=classes).predict
+    if name == "knn":
+        return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
+    if name == "blend":
+        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
+        return lambda x_MD: _blend([part(x_MD) for part in parts], kind)
+    if name not in ("forest", "boosted"):
+        raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")
+    return _fit_trees(name, x_ND, y, kind, len(classes), seed)
+
+
+def fit_thresholds(
+    name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0
+) -> np.ndarray:
+    """F1-best thresholds (K,) on out-of-fold scores of three inner folds of the training subjects; NaN for regression and multi-class tasks."""
+    if kind not in ("binary", "multilabel"):
+        return np.full(max(1, len(classes)), np.nan)
+    y_NK = np.asarray(y, dtype=np.float64).reshape(len(x_ND), -1)
+    fold_N = grouped_folds(groups_N, np.where(y_NK >= 0, y_NK, np.nan) if kind == "multilabel" else y, min(3, len(np.unique(groups_N))), seed)
+    score_NK = np.full(y_NK.shape, np.nan)
+    for fold in np.unique(fold_N):
+        rows = fold_N == fold
+        if len(np.unique(np.asarray(groups_N)[~rows])) > 1 and all(len(np.unique(column[~rows & (column >= 0)])) > 1 for column in y_NK.T):
+            score_NK[rows] = fit_readout(name, x_ND[~rows], np.asarray(y)[~rows], np.asarray(groups_N)[~rows], kind, classes, seed)(x_ND[rows])
+    known_NK = np.isfinite(score_NK) & (y_NK >= 0)
+    return np.array([best_threshold(y_NK[known, k], score_NK[known, k]) if known.any() else np.nan for k, known in enumerate(known_NK.T)])
+
+
+def fit_knn(
+    x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), *, grid: tuple[int, ...] = (5, 20, 50), seed: int = 0
+) -> Scores:
+    """Vote of the k nearest training windows by cosine of standardised features, weighed by exp(cosine / 0.07) (Wu et al. 2018, arXiv 1805.01978).
+
+    k is chosen from `grid` by out-of-fold error on inner folds of the training subjects.
+    """
+    x_ND, target_NK = np.asarray(x_ND, dtype=np.float64), _targets(y, kind, len(classes))
+    known_N = np.isfinite(target_NK).any(axis=1)
+    x_ND, target_NK, groups_N = x_ND[known_N], target_NK[known_N], np.asarray(groups_N)[known_N]
+    if not np.isfinite(x_ND).all():
+        raise ValueError("features must be finite for nearest neighbours: mend the encoder or its input")
+    mean_D, sd_D = x_ND.mean(axis=0), x_ND.std(axis=0)
+    scale_D = np.where(sd_D > FLAT * np.maximum(np.abs(mean_D), 1e-30), sd_D, np.inf)
+    unit = lambda x_MD: _unit((np.asarray(x_MD, dtype=np.float64) - mean_D) / scale_D)  # noqa: E731
+    z_ND = unit(x_ND)
+    fold_N = grouped_folds(groups_N, np.nan_to_num(target_NK, nan=-1) if kind != "regression" else target_NK[:, 0], min(4, len(np.unique(groups_N))), seed)
+    error = np.zeros(len(grid))
+    for fold in np.unique(fold_N):
+        rows = fold_N == fold
+        for i, k in enumerate(grid):
+            error[i] += np.nansum((_vote(z_ND[~rows], target_NK[~rows], z_ND[rows], k) - target_NK[rows]) ** 2)
+    best = grid[int(np.argmin(error))]
+    return lambda x_MD: _vote(z_ND, target_NK, unit(x_MD), best)
+
+
+def _vote(z_ND: np.ndarray, target_NK: np.ndarray, z_MD: np.ndarray, k: int, chunk: int = 512) -> np.ndarray:
+    k, out = min(k, len(z_ND)), []
+    for start in range(0, len(z_MD), chunk):
+        cosine_MN = z_MD[start : start + chunk] @ z_ND.T
+        near_Mk = np.argpartition(-cosine_MN, k - 1, axis=1)[:, :k]
+        weight_Mk = np.exp((np.take_along_axis(cosine_MN, near_Mk, axis=1) - 1) / 0.07)
+        value_MkK = target_NK[near_Mk]
+        weight_MkK = weight_Mk[..., None] * np.isfinite(value_MkK)
+        total_MK = weight_MkK.sum(axis=1)
+        out.append(np.where(total_MK > 0, (weight_MkK * np.nan_to_num(value_MkK)).sum(axis=1) / np.maximum(total_MK, 1e-300), np.nanmean(target_NK, axis=0)))
+    return np.concatenate(out)
+
+
+def _unit(z_ND: np.ndarray) -> np.ndarray:
+    return z_ND / np.maximum(np.linalg.norm(z_ND, axis=1, keepdims=True), 1e-12)
+
+
+def _fit_trees(name: str, x_ND: np.ndarray, y: np.ndarray, kind: Kind, n_classes: int, seed: int) -> Scores:
+    x_ND, y = np.asarray(x_ND, dtype=np.float64), np.asarray(y, dtype=np.float64)
+    if kind == "multilabel":
+        parts = [_fit_trees(name, x_ND, column, "binary", 2, seed) for column in y.T]
+        return lambda x_MD: np.concatenate([part(x_MD) for part in parts], axis=1)
+    known_N = np.isfinite(y) if kind == "regression" else y >= 0
+    x_ND, y = x_ND[known_N], y[known_N]
+    if kind != "regression" and len(np.unique(y)) < 2:
+        raise ValueError("y holds one class only among the training rows: a classifier needs two; choose another task or more subjects")
+    fill_D = _medians(x_ND)
+    model = _tree_model(name, kind, len(x_ND), seed)
+    weight_N = None if kind == "regression" else len(y) / (len(np.unique(y)) * np.bincount(y.astype(np.int64))[y.astype(np.int64)])
+    model.fit(_filled(x_ND, fill_D), y if kind == "regression" else y.astype(np.int64), sample_weight=weight_N)
+    if kind == "regression":
+        return lambda x_MD: model.predict(_filled(x_MD, fill_D))[:, None]
+    if kind == "binary":
+        return lambda x_MD: model.predict_proba(_filled(x_MD, fill_D))[:, 1:]
+
+    def every_class(x_MD: np.ndarray) -> np.ndarray:
+        p_MK = np.zeros((len(x_MD), n_classes))  # a class that training lacks has probability 0
+        p_MK[:, model.classes_] = model.predict_proba(_filled(x_MD, fill_D))
+        return p_MK
+
+    return every_class
+
+
+def _tree_model(name: str, kind: Kind, n_windows: int, seed: int):
+    from sklearn.ensemble import (
+        ExtraTreesClassifier,
+        ExtraTreesRegressor,
+        HistGradientBoostingClassifier,
+        HistGradientBoostingRegressor,
+    )
+
+    if name == "forest":
+        settings = {"n_estimators": N_TREES, "min_samples_leaf": 2 if n_windows < 2000 else 5, "random_state": seed, "n_jobs": 1}
+        return ExtraTreesRegressor(**settings, max_features=0.4) if kind == "regression" else ExtraTreesClassifier(**settings)
+    leaf = int(np.clip(n_windows // 100, 5, 40))
+    settings = {"max_iter": N_ROUNDS, "learning_rate": 0.06, "max_leaf_nodes": 12, "min_samples_leaf": leaf, "l2_regularization": 1.0, "max_features": 0.5}
+    boosted = HistGradientBoostingRegressor if kind == "regression" else HistGradientBoostingClassifier
+    return boosted(**settings, random_state=seed, early_stopping=False)
+
+
+def _medians(x_ND: np.ndarray) -> np.ndarray:
+    fill_D = np.zeros(x_ND.shape[1])
+    some = ~np.isnan(x_ND).all(axis=0)
+    fill_D[some] = np.nanmedian(x_ND[:, some], axis=0)
+    return fill_D
+
+
+def _filled(x_ND: np.ndarray, fill_D: np.ndarray) -> np.ndarray:
+    x_ND = np.asarray(x_ND, dtype=np.float64)
+    return np.where(np.isfinite(x_ND), x_ND, fill_D)
+
+
+def _blend(scores: list[np.ndarray], kind: Kind) -> np.ndarray:
+    if kind == "regression":
+        return np.mean(scores, axis=0)
+    mean = np.mean([logit(np.clip(score, 1e-4, 1 - 1e-4)) for score in scores], axis=0)
+    p_NK = 1 / (1 + np.exp(-mean))
+    return p_NK / p_NK.sum(axis=1, keepdims=True) if kind == "multiclass" else p_NK
+
+
+def _targets(y: np.ndarray, kind: Kind, n_classes: int) -> np.ndarray:
+    """(N, K) with NaN for unknown: 0/1 a class, or the target."""
+    y = np.asarray(y, dtype=np.float64)
+    if kind == "multiclass":
+        return np.where(y[:, None] >= 0, (y[:, None] == np.arange(n_classes)).astype(np.float64), np.nan)
+    y = y[:, None] if y.ndim == 1 else y
+    return y if kind == "regression" else np.where(y >= 0, y, np.nan)

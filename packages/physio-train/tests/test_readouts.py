@@ -1,0 +1,103 @@
+"""Read-outs rank what they should, pass over unknown labels, and few-shot draws whole subjects."""
+
+import numpy as np
+import pytest
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+from physio_train import metrics, readouts
+from physio_train.few_shot import labelled_subjects, validation_part
+from physio_train.readouts import _vote, fit_knn, fit_readout, fit_thresholds
+
+
+def ring(n=300, seed=0):
+    """Positives lie on a ring about the negatives: no straight line separates them."""
+    rng = np.random.default_rng(seed)
+    y = rng.integers(0, 2, n)
+    radius, angle = np.where(y == 1, 2.0, 0.5) + 0.3 * rng.normal(size=n), rng.uniform(0, 2 * np.pi, n)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle), rng.normal(size=n)], axis=1), y, np.arange(n) // 10
+
+
+@pytest.mark.parametrize("name", ["forest", "boosted", "blend"])
+def test_trees_see_what_a_line_cannot(name):
+    (x, y, g), (x_test, y_test, _) = ring(), ring(seed=1)
+    x[::17, 0], y_with_hole = np.nan, np.where(np.arange(300) % 29 == 0, -1, y)
+    score = fit_readout(name, x, y_with_hole, g, "binary")(x_test)
+    linear = fit_readout("linear", x, y_with_hole, g, "binary")(x_test)
+    assert score.shape == (300, 1) and metrics.auroc(y_test, score[:, 0]) > 0.97 > 0.75 > metrics.auroc(y_test, linear[:, 0])
+
+
+def test_the_forest_is_scikit_learns_with_balanced_weights():
+    x, y, g = ring()
+    theirs = ExtraTreesClassifier(300, min_samples_leaf=2, random_state=3).fit(x, y, sample_weight=len(y) / (2 * np.bincount(y)[y]))
+    assert np.allclose(fit_readout("forest", x, y, g, "binary", seed=3)(x)[:, 0], theirs.predict_proba(x)[:, 1])
+
+
+def test_neighbours_vote_as_scikit_learns_weighted_by_cosine():
+    rng = np.random.default_rng(0)
+    z, z_test = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (rng.normal(size=(80, 4)), rng.normal(size=(30, 4))))
+    y = rng.integers(0, 3, 80)
+    theirs = KNeighborsClassifier(7, metric="cosine", algorithm="brute", weights=lambda d: np.exp(-d / 0.07)).fit(z, y).predict_proba(z_test)
+    assert np.allclose(_vote(z, np.eye(3)[y], z_test, 7), theirs)
+    x, y, g = ring()
+    assert metrics.auroc(ring(seed=2)[1], fit_knn(x, y, g, "binary")(ring(seed=2)[0])[:, 0]) > 0.75
+    with pytest.raises(ValueError, match="finite"):
+        fit_knn(np.where(x > 2, np.nan, x), y, g, "binary")
+
+
+@pytest.mark.parametrize("name", ["linear", "knn", "forest", "boosted", "blend"])
+@pytest.mark.parametrize("kind", ["binary", "multiclass", "multilabel", "regression"])
+def test_every_read_out_answers_every_kind(name, kind, monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 20)
+    monkeypatch.setattr(readouts, "N_ROUNDS", 10)
+    rng = np.random.default_rng(1)
+    x, g = rng.normal(size=(120, 4)), np.arange(120) // 6
+    y = {"binary": x[:, 0] > 0, "multiclass": np.digitize(x[:, 0], [-0.5, 0.5]), "multilabel": x[:, :3] > 0.3, "regression": 50 + 9 * x[:, 0]}[kind].astype(
+        float
+    )
+    classes = {"multiclass": ("a", "b", "c"), "multilabel": ("a", "b", "c")}.get(kind, ())
+    score = fit_readout(name, x, y, g, kind, classes)(x)
+    assert score.shape == (120, 3 if classes else 1) and np.isfinite(score).all()
+    figure = (
+        metrics.mae(y, score[:, 0]) < 6 if kind == "regression" else metrics.macro_auroc(np.eye(3)[y.astype(int)] if kind == "multiclass" else y, score) > 0.8
+    )
+    assert figure
+    thresholds = fit_thresholds(name, x, y, g, kind, classes)
+    assert np.isfinite(thresholds).all() == (kind in ("binary", "multilabel"))
+
+
+def test_one_class_and_a_wrong_name_are_refused():
+    x, y, g = ring()
+    for name in ("forest", "boosted", "linear"):
+        with pytest.raises(ValueError, match="one class only"):
+            fit_readout(name, x, np.zeros_like(y), g, "binary")
+    with pytest.raises(ValueError, match="name must be"):
+        fit_readout("oracle", x, y, g, "binary")
+
+
+def test_labels_are_kept_by_subject_nested_and_with_both_classes():
+    groups = np.repeat(np.arange(100), 5)
+    y = (groups % 25 == 0).astype(float)
+    kept = {f: labelled_subjects(groups, y, f, seed=4) for f in (0.01, 0.05, 0.1, 1.0)}
+    assert kept[1.0].all()
+    for f, mask in kept.items():
+        people = np.unique(groups[mask])
+        assert np.array_equal(mask, np.isin(groups, people)) and len(people) >= max(2, 100 * f) and set(y[mask]) == {0.0, 1.0}
+        assert len(people) <= max(2, 100 * f) + 1
+    assert (kept[0.1] | ~kept[0.05]).all()
+    with pytest.raises(ValueError, match="one class"):
+        labelled_subjects(groups, np.zeros(500), 0.1)
+    with pytest.raises(ValueError, match="fraction"):
+        labelled_subjects(groups, y, 0.0)
+    held = validation_part(groups, y)
+    assert held.mean() == pytest.approx(0.2, abs=0.02) and not set(groups[held]) & set(groups[~held])
+    rare = (groups == 7).astype(float)
+    assert not validation_part(groups, rare, seed=3)[groups == 7].any(), "the only subject with the class stays on the training side"
+    with pytest.raises(ValueError, match="one subject"):
+        validation_part(np.zeros(5), np.zeros(5))
+
+
+def test_two_subjects_leave_no_inner_fold_to_choose_a_threshold_on():
+    x, y, _ = ring(60)
+    assert np.isnan(fit_thresholds("linear", x, y, np.arange(60) // 30, "binary")).all()
+    assert np.isfinite(fit_thresholds("linear", x, y, np.arange(60) // 10, "binary")).all()
