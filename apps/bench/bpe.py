@@ -79,7 +79,7 @@ def stretches(roots: Sequence[Path], n_samples: int) -> np.ndarray:
         recording = open_recording(path)
         x_CT = resample(recording.read(), recording.fs, FS)
         cut_CT = x_CT[:, : x_CT.shape[1] // STRETCH * STRETCH]
-        found.append(cut_CT.reshape(-1, STRETCH).astype(np.float32))
+        found.append(cut_CT.reshape(len(cut_CT), -1, STRETCH).swapaxes(0, 1).reshape(-1, STRETCH).astype(np.float32))  # the leads of 5 s follow one another
         if sum(part.size for part in found) >= n_samples:
             break
     x_NL = np.concatenate(found) if found else np.zeros((0, STRETCH), np.float32)
