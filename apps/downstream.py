@@ -19,6 +19,7 @@ import tyro
 from safetensors.torch import load_file, save_file
 
 import compose
+import tokens
 from physio_data.store import Store, Stores
 from physio_models.contract import Encoder, InputContract, SignalSpec
 from physio_models.pooling import pool_levels
@@ -55,7 +56,7 @@ class TuneConfig:
     mixup: float = 0.0
     """Alpha of mixup; 0 mixes nothing."""
     layer_decay: float = 0.75
-    """Learning rate of a layer over that of the next deeper one."""
+    """Learning rate of each layer as a fraction of the one above it; the head has the full rate."""
     lr: float = 1e-3
     """Peak learning rate, of the head."""
     weight_decay: float = 0.05
@@ -77,7 +78,7 @@ class Tuned:
 
     @torch.no_grad()
     def scores(self, x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
-        """Scores (B, K) float64 of windows in physical units."""
+        """Scores (B, K) float64 of windows in physical units; a network that reads tokens tokenises them."""
         x_BCT, valid_BT, _ = self.encoder.prepare(x_BCT, spec, valid_BT=valid_BT)
         return self.objective.scores(self.classifier(x_BCT, valid_BT)).double().cpu().numpy()
 
@@ -100,14 +101,15 @@ class Normalised:
 def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: np.ndarray, held_N: np.ndarray, cfg: TuneConfig, seed: int) -> Tuned:
     """Train a copy of the encoder with a new head on `train_N` (numbers into the question); `held_N` chooses epoch and thresholds, and trains nothing."""
     task, y = question.task, np.asarray(question.windows.y, dtype=np.float64)
-    known = np.isfinite(y) if task.kind == "regression" else y >= 0
-    known = known.any(axis=1) if known.ndim > 1 else known
-    train_N, held_N = train_N[known[train_N]], held_N[known[held_N]]
+    labelled = np.isfinite(y) if task.kind == "regression" else y >= 0
+    labelled = labelled.any(axis=1) if labelled.ndim > 1 else labelled
+    train_N, held_N = train_N[labelled[train_N]], held_N[labelled[held_N]]
     if not len(train_N) or not len(held_N):
         raise ValueError(f"task {task.name!r}: {len(train_N)} training and {len(held_N)} validation windows have a label; both sides need some")
     if task.kind in ("binary", "multiclass") and len(np.unique(y[train_N])) < 2:
         raise ValueError(f"task {task.name!r}: the training windows hold one class only; a classifier needs two")
-    encoder = Encoder(copy.deepcopy(encoder.model), encoder.contract, name=encoder.name, config=encoder.config, seen=encoder.seen)
+    known = {"name": encoder.name, "config": encoder.config, "seen": encoder.seen, "tokenize": encoder.tokenize}
+    encoder = Encoder(copy.deepcopy(encoder.model), encoder.contract, **known)
     n_classes = 2 if task.kind == "binary" else max(1, len(task.classes))
     objective = tuning.Finetune(
         kind=task.kind,
@@ -117,7 +119,6 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
         counts=tuning.counts_of(question.windows.y[train_N], task.kind, n_classes),
         smoothing=cfg.smoothing,
         mixup=cfg.mixup,
-        layer_decay=cfg.layer_decay,
         target_mean=float(y[train_N].mean()) if task.kind == "regression" else 0.0,
         target_sd=max(float(y[train_N].std()), 1e-6) if task.kind == "regression" else 1.0,
     )
@@ -130,7 +131,8 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
     size = min(cfg.batch_size, len(train_N))
     per_epoch = max(1, len(train_N) // size)
     n_steps = min(cfg.max_steps, cfg.n_epochs * per_epoch)
-    settings = FitConfig(n_steps=n_steps, batch_size=size, lr=cfg.lr, weight_decay=cfg.weight_decay, warmup=0.1, seed=seed, validate_every=per_epoch)
+    rates = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "warmup": 0.1, "layer_decay": cfg.layer_decay}
+    settings = FitConfig(n_steps=n_steps, batch_size=size, seed=seed, validate_every=per_epoch, **rates)
     tuned = Tuned(encoder, classifier, objective, task, cfg)
     best, kept, kept_score = -np.inf, None, None
     for step in fit(classifier, objective, Batches(data, train_N, batch_size=size, seed=seed), settings):
@@ -181,6 +183,7 @@ def save_tuned(folder: Path, tuned: Tuned) -> Path:
     """Write encoder, head and what its scores need; the folder must be empty or absent."""
     encoder = tuned.encoder
     save_pretrained(folder, encoder.model.cpu().eval(), encoder.config, replace(encoder.contract, fingerprint=()), encoder.seen)
+    tokens.keep(tokens.tokenizer_of(encoder), folder)
     save_file({key: value.detach().cpu().contiguous() for key, value in tuned.classifier.head.state_dict().items()}, folder / HEAD_FILE)
     thresholds = [None if np.isnan(t) else float(t) for t in tuned.threshold_K]
     meta = {"finetuned": asdict(tuned.cfg), "objective": asdict(tuned.objective), "task": asdict(tuned.task), "thresholds": thresholds}
@@ -200,7 +203,7 @@ def load(path: Path, *, reference: str | None = None, probe: Path | None = None,
     if not (Path(path) / META_FILE).is_file():
         raise ValueError(f"{path} holds an encoder without a head: fit one with probe.py or finetune.py --out DIR, and give that folder")
     meta = json.loads((Path(path) / META_FILE).read_text(encoding="utf-8"))
-    encoder = from_pretrained(path)
+    encoder = tokens.attached(from_pretrained(path))
     return _tuned(Path(path), encoder, meta) if "finetuned" in meta else _probe(Path(path), encoder)
 
 
@@ -210,7 +213,8 @@ def _tuned(path: Path, encoder: Encoder, meta: dict[str, Any]) -> Saved:
     counts = tuple(tuple(c) if isinstance(c, list) else c for c in meta["objective"].pop("counts"))
     objective = tuning.Finetune(**meta["objective"], counts=counts)
     contract = encoder.contract
-    widths = level_widths(encoder.model, torch.zeros(1, len(contract.channels), contract.n_samples))
+    blank = torch.zeros(1, 4, dtype=torch.int64) if tokens.reads_tokens(encoder.config) else torch.zeros(1, len(contract.channels), contract.n_samples)
+    widths = level_widths(encoder.model, blank)
     head = HeadConfig(name=cfg.head, n_queries=cfg.n_queries, cosine=cfg.loss == "arcface")
     classifier = Classifier(encoder.model, head, cfg.level, widths, tuning.n_outputs(task.kind, objective.n_classes))
     try:

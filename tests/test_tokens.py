@@ -11,7 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 import compose
+import downstream
 import embed
+import evaluate
+import finetune
 import prepare
 import pretrain
 import probe
@@ -21,6 +24,7 @@ from physio_bpe import load, save, train
 from physio_data.store import Store
 from physio_models.contract import ContractError
 from physio_models.pretrained import from_pretrained
+from physio_train import readouts
 from physio_train.features import open_features
 
 SMALL = ["ecg_byte_decoder", "--size", "tiny", "--fit.n-steps", "6", "--fit.batch-size", "8", "--fit.checkpoint-every", "3", "--fit.validate-every", "3"]
@@ -120,6 +124,38 @@ def test_embedding_and_probing_a_token_run(run, store, folder):
     assert load(folder / "probe/physio_bpe.json") == load(run / "physio_bpe.json")
     again = probe.main(["--ckpt", str(folder / "probe"), *ask])
     assert again["AUROC"]["pretrained"] == summary["AUROC"]["pretrained"]
+
+
+def test_a_finetuned_token_run_takes_its_tokenizer_along(run, store, folder, monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 5)
+    monkeypatch.setattr(readouts, "N_ROUNDS", 3)
+    quick = ["--n-epochs", "1", "--max-steps", "2", "--twins", "1", "--jobs", "1", "--no-scratch", "--no-frozen"]
+    out = folder / "tuned"
+    finetune.main(["--ckpt", str(run), "--data", str(store.path), "--task", "pvc", "--out", str(out), *quick])
+    assert (out / tokens.FILE).read_bytes() == (run / tokens.FILE).read_bytes()
+    saved = downstream.load(out)
+    rows_N = np.arange(5)
+    ids_BN, real_BN = saved.encoder.tokenize(torch.from_numpy(store.batch(rows_N)["signal"]))
+    net = saved.encoder.model.eval()
+    tokens_BND = net.encode(ids_BN, valid_BT=real_BN).levels
+    head = load_file(out / "head.safetensors")
+    z_BF = []
+    for x_BND in tokens_BND.values():  # by hand: moments over real tokens, normalised, one linear layer, a softmax
+        moments = []
+        for x_ND, real_N in zip(x_BND.detach().double().numpy(), real_BN.numpy(), strict=True):
+            x_ND = x_ND[real_N]
+            moments.append(np.concatenate([x_ND.mean(0), x_ND.max(0), np.sqrt(x_ND.var(0) + 1e-8)]))
+        z_BF.append(np.stack(moments))
+    z_BF = np.concatenate(z_BF, axis=1)
+    z_BF = (z_BF - z_BF.mean(1, keepdims=True)) / np.sqrt(z_BF.var(1, keepdims=True) + 1e-5) * head["norm.weight"] + head["norm.bias"]
+    logit_B2 = z_BF @ head["classify.weight"].T + head["classify.bias"]
+    expected = 1 / (1 + np.exp(logit_B2[:, 0] - logit_B2[:, 1]))
+    assert downstream.predict(saved, store, rows_N)[:, 0] == pytest.approx(expected, abs=1e-5)
+    summary = evaluate.main(["--ckpt", str(out), "--data", str(store.path), "--predictions", str(folder / "p.csv")])
+    assert summary["windows"] == len(store)
+    (out / tokens.FILE).unlink()
+    with pytest.raises(ContractError, match=r"physio_bpe\.json"):
+        downstream.load(out)
 
 
 @pytest.mark.slow

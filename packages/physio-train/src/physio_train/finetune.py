@@ -1,6 +1,6 @@
-"""The objective of fine-tuning: labels through an encoder and a head, with mixup and a learning rate that falls towards the input.
+"""The objective of fine-tuning: labels through an encoder and a head, with mixup.
 
-B windows, K outputs, L layers. `fit` trains a `heads.Classifier` with it like any other model.
+B windows, K outputs. `fit` trains a `heads.Classifier` with it like any other model; `FitConfig.layer_decay` lets the learning rate fall towards the input.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ import torch
 from scipy.special import betaincinv
 from torch import Tensor, nn
 
-from physio_train.distributed import unwrap
-from physio_train.heads import Classifier
 from physio_train.loop import Loss, Step
 from physio_train.losses import LossName, balanced_weights, sigmoid_loss, softmax_loss, targets, with_margin
 
@@ -35,7 +33,6 @@ class Finetune:
     scale: float = 20.0  # of arcface: the head's
     smoothing: float = 0.0  # of labels
     mixup: float = 0.0  # alpha of the Beta that the share of a window's partner is drawn from; 0 mixes nothing
-    layer_decay: float = 1.0  # learning rate of a layer over that of the next deeper one; the head has the full rate
     target_mean: float = 0.0  # of regression, in the target's unit
     target_sd: float = 1.0
 
@@ -43,10 +40,9 @@ class Finetune:
         for name, allowed in (("kind", ("binary", "multiclass", "multilabel", "regression")), ("loss", ("cross_entropy", "focal", "arcface"))):
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        if not 0 < self.layer_decay <= 1 or not 0 <= self.smoothing < 1 or self.mixup < 0 or not self.target_sd > 0:
+        if not 0 <= self.smoothing < 1 or self.mixup < 0 or not self.target_sd > 0:
             raise ValueError(
-                "layer_decay must lie in (0, 1], smoothing in [0, 1), mixup be at least 0 and target_sd positive, "
-                f"got {self.layer_decay}, {self.smoothing}, {self.mixup} and {self.target_sd}"
+                f"smoothing must lie in [0, 1), mixup be at least 0 and target_sd positive, got {self.smoothing}, {self.mixup} and {self.target_sd}"
             )
         if self.loss == "arcface" and (self.kind in ("multilabel", "regression") or self.mixup):
             raise ValueError("arcface needs one class a window: a binary or multiclass task, and mixup 0")
@@ -59,8 +55,8 @@ class Finetune:
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], step: Step) -> Loss:
         x_BCT, label = batch["signal"], batch["label"]
-        if self.layer_decay < 1:
-            unwrap(model).before = [p.detach().clone() for p in unwrap(model).parameters()]
+        if self.mixup and not x_BCT.is_floating_point():
+            raise ValueError(f"mixup must be 0 for a network that reads tokens, which have no mean, got {self.mixup}")
         share_B, partner_B = self._mixing(batch["index"], step) if self.mixup else (None, None)
         if share_B is not None:
             share_B = share_B.to(x_BCT.device)
@@ -68,16 +64,6 @@ class Finetune:
         out_BK = model(x_BCT, batch.get("valid"))
         total = self._loss(out_BK, label, share_B, partner_B)
         return Loss(total, {self.loss if self.kind != "regression" else "huber": total.detach()})
-
-    def after_step(self, model: nn.Module, step: Step) -> None:
-        """Layer-wise decay: AdamW's step is proportional to the rate, so a layer takes its share of the step it was given."""
-        if self.layer_decay == 1:
-            return
-        model = unwrap(model)
-        with torch.no_grad():
-            for parameter, before, rate in zip(model.parameters(), model.before, rates(model, self.layer_decay), strict=True):
-                if rate < 1 and parameter.requires_grad:
-                    parameter.lerp_(before, 1 - rate)
 
     def _mixing(self, index_B: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         """A window's own share, at least a half, and its partner in the batch (Zhang et al. 2018, arXiv 1710.09412)."""
@@ -138,23 +124,3 @@ def counts_of(y: np.ndarray, kind: Kind, n_classes: int) -> tuple:
         return tuple((int((column == 0).sum()), int((column == 1).sum())) for column in np.asarray(y).T)
     y = np.asarray(y)
     return tuple(int((y == k).sum()) for k in range(2 if kind == "binary" else n_classes))
-
-
-def rates(model: Classifier, decay: float) -> list[float]:
-    """The share of the learning rate of every parameter, in their order.
-
-    Layers are the encoder's list of blocks, as long as it has levels; what is registered before it (embeddings, positions) lies one layer below the first,
-    what comes after (the last norm) and the head have the full rate. ValueError for an encoder without such a list.
-    """
-    encoder = model.encoder
-    n_levels = len(encoder.level_names)
-    lists = [name for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList) and len(module) == n_levels]
-    if not lists:
-        raise ValueError(f"{type(encoder).__name__} has no list of {n_levels} layers, so layer_decay has no layers to go by; use layer_decay 1")
-    blocks, passed, out = f"encoder.{lists[0]}.", False, []
-    for name, _ in model.named_parameters():
-        inside = name.startswith(blocks)
-        passed = passed or inside
-        depth = int(name.removeprefix(blocks).partition(".")[0]) + 1 if inside else n_levels + 1 if passed or name.startswith("head.") else 0
-        out.append(decay ** (n_levels + 1 - depth))
-    return out

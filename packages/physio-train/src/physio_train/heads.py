@@ -46,15 +46,15 @@ class Head(nn.Module):
         super().__init__()
         pools = {"linear": MomentPool, "attention": AttentionPool}
         make = pools.get(cfg.name, lambda width: QueryPool(width, cfg.n_queries, cfg.dropout))
-        self.pools = nn.ModuleList(make(width) for width in widths)
-        n_features = sum(pool.n_features for pool in self.pools)
+        self.pools = nn.ModuleDict({str(i): make(width) for i, width in enumerate(widths)})  # side by side: no stack of layers
+        n_features = sum(pool.n_features for pool in self.pools.values())
         self.norm, self.dropout = nn.LayerNorm(n_features), nn.Dropout(cfg.dropout)
         self.classify = Cosine(n_features, n_outputs, cfg.scale) if cfg.cosine else nn.Linear(n_features, n_outputs)
 
     def forward(self, levels: Sequence[Tensor], valid: Sequence[Tensor | None] | None = None) -> Tensor:
         """Levels (B, N_l, D_l) and which of their tokens are real (B, N_l) -> logits (B, K)."""
         valid = valid or [None] * len(levels)
-        z_BF = torch.cat([pool(x_BND, v_BN) for pool, x_BND, v_BN in zip(self.pools, levels, valid, strict=True)], dim=1)
+        z_BF = torch.cat([pool(x_BND, v_BN) for pool, x_BND, v_BN in zip(self.pools.values(), levels, valid, strict=True)], dim=1)
         return self.classify(self.dropout(self.norm(z_BF)))
 
 
@@ -103,14 +103,14 @@ class QueryPool(nn.Module):
         self.cross = nn.MultiheadAttention(width, n_heads, dropout=dropout, batch_first=True)
         self.among = nn.MultiheadAttention(width, n_heads, dropout=dropout, batch_first=True)
         self.feed = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Dropout(dropout), nn.Linear(4 * width, width))
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
+        self.norm_cross, self.norm_among, self.norm_feed = nn.LayerNorm(width), nn.LayerNorm(width), nn.LayerNorm(width)
 
     def forward(self, x_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
         q_BKD = self.query_KD.expand(len(x_BND), -1, -1)
         hidden_BN = None if valid_BN is None else ~valid_BN
-        q_BKD = self.norms[0](q_BKD + self.cross(q_BKD, x_BND, x_BND, key_padding_mask=hidden_BN, need_weights=False)[0])
-        q_BKD = self.norms[1](q_BKD + self.among(q_BKD, q_BKD, q_BKD, need_weights=False)[0])
-        return self.norms[2](q_BKD + self.feed(q_BKD)).mean(1)
+        q_BKD = self.norm_cross(q_BKD + self.cross(q_BKD, x_BND, x_BND, key_padding_mask=hidden_BN, need_weights=False)[0])
+        q_BKD = self.norm_among(q_BKD + self.among(q_BKD, q_BKD, q_BKD, need_weights=False)[0])
+        return self.norm_feed(q_BKD + self.feed(q_BKD)).mean(1)
 
 
 class Cosine(nn.Module):
