@@ -157,6 +157,8 @@ def _quiet() -> None:
 
 def work(job: Job) -> Done:
     """Features, fit and scores of one job, on one thread."""
+    if job.source == "handcrafted":
+        import sklearn.ensemble  # noqa: F401  (a thread pool that is loaded later is not limited, and trees then depend on the number of threads)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -21,12 +21,12 @@ def draw_codes(n=60, k=12, seed=0, share=0.3):
 def test_explained_variance_is_one_less_the_ratio_of_sums_of_squares():
     generator = np.random.default_rng(0)
     z, recon, mean = generator.normal(size=(50, 8)), generator.normal(size=(50, 8)), generator.normal(size=8)
-    who = np.repeat(["a", "b", "c", "d", "e"], 10)
+    who = np.repeat(list("abcdefghij"), 5)
     table = dict(zip(map(bytes, z.astype(np.float32)), recon, strict=True))
     found = explained(residuals(lambda part: np.stack([table[bytes(row)] for row in part]), z, mean, batch=7), who)
     z = z.astype(np.float32).astype(np.float64)
     assert found.overall == pytest.approx(1 - ((z - recon) ** 2).sum() / ((z - mean) ** 2).sum(), rel=1e-6)
-    own = [1 - ((z - recon)[who == s] ** 2).sum() / ((z - mean)[who == s] ** 2).sum() for s in "abcde"]
+    own = [1 - ((z - recon)[who == s] ** 2).sum() / ((z - mean)[who == s] ** 2).sum() for s in "abcdefghij"]
     assert found.per_patient == pytest.approx(np.mean(own), rel=1e-6)
     assert found.per_patient_interval[0] < found.per_patient < found.per_patient_interval[1]
     assert found.cosine == pytest.approx(np.mean([(a - mean) @ (b - mean) / np.linalg.norm(a - mean) / np.linalg.norm(b - mean) for a, b in zip(z, recon)]))  # noqa: B905

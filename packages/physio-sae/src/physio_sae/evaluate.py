@@ -101,8 +101,8 @@ def explained(found: Residuals, subject_N: np.ndarray, *, n_resamples: int = 100
         return Explained(**nothing, cosine=cosine, note="every window equals the training mean", **counts)
     names, error_S, total_S = names[defined], error_S[defined], total_S[defined]
     own_S = 1 - error_S / total_S
-    overall = interval(float(ratio(total_S, error_S)), replicates(ratio, total_S, error_S, names, n=n_resamples, seed=seed))
-    mean = interval(float(own_S.mean()), replicates(average, own_S, own_S, names, n=n_resamples, seed=seed))
+    overall = interval(float(ratio(total_S, error_S)), replicates(ratio, total_S, error_S, names, n=n_resamples, seed=seed), n_clusters=len(names))
+    mean = interval(float(own_S.mean()), replicates(average, own_S, own_S, names, n=n_resamples, seed=seed), n_clusters=len(names))
     return Explained(
         overall=overall.point,
         interval=ends(overall),

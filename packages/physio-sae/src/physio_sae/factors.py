@@ -80,7 +80,8 @@ def best(method: str, codes: Codes, factor: Factor, subject_N, train_N, test_N, 
         note = f"{factor.name} or its concept {k} is unknown or constant among test patients"
         return Matched(**{**nothing, "concept": k, "train": float(abs(r_K[k]))}, n_test=n_test, note=note)
     sign = float(np.sign(r_K[k]))
-    found = interval(sign * float(pearson(held_M, x_M)), sign * replicates(pearson, held_M, x_M, who_M, n=n_resamples, seed=seed))
+    drawn_B = sign * replicates(pearson, held_M, x_M, who_M, n=n_resamples, seed=seed)
+    found = interval(sign * float(pearson(held_M, x_M)), drawn_B, n_clusters=n_test)
     return Matched(factor=factor.name, method=method, concept=k, train=float(abs(r_K[k])), test=found.point, interval=ends(found), n_test=n_test)
 
 

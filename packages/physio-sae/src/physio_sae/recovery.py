@@ -123,7 +123,7 @@ def one(name: str, x_SF: np.ndarray, target: Target, train_S: np.ndarray, test_S
     fitted = probe.fit(x_SF[fit_S], y_S[fit_S], groups, probe.ProbeConfig(kind=target.kind, seed=seed))
     score_S = fitted.predict(x_SF[held_S])[:, 0]
     metric = r2 if target.kind == "regression" else auroc
-    found = interval(float(metric(y_S[held_S], score_S)), replicates(metric, y_S[held_S], score_S, held_S, n=n_resamples, seed=seed))
+    found = interval(float(metric(y_S[held_S], score_S)), replicates(metric, y_S[held_S], score_S, held_S, n=n_resamples, seed=seed), n_clusters=len(held_S))
     ends = (found.low, found.high) if np.isfinite([found.low, found.high]).all() else None
     return Recovered(
         target=target.name,

@@ -5,8 +5,9 @@ N windows, D features, K score columns (as `protocol.Task.columns`). Each `fit_*
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 from scipy.special import logit
@@ -38,7 +39,7 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
         return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
     if name == "blend":
         parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
-        return lambda x_MD: _blend([part(x_MD) for part in parts], kind)
+        return partial(_blended, parts, kind)
     if name not in ("forest", "boosted"):
         raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")
     return _fit_trees(name, x_ND, y, kind, len(classes), seed)
@@ -75,8 +76,7 @@ def fit_knn(
         raise ValueError("features must be finite for nearest neighbours: mend the encoder or its input")
     mean_D, sd_D = x_ND.mean(axis=0), x_ND.std(axis=0)
     scale_D = np.where(sd_D > FLAT * np.maximum(np.abs(mean_D), 1e-30), sd_D, np.inf)
-    unit = lambda x_MD: _unit((np.asarray(x_MD, dtype=np.float64) - mean_D) / scale_D)  # noqa: E731
-    z_ND = unit(x_ND)
+    z_ND = _unit(x_ND, mean_D, scale_D)
     fold_N = grouped_folds(groups_N, np.nan_to_num(target_NK, nan=-1) if kind != "regression" else target_NK[:, 0], min(4, len(np.unique(groups_N))), seed)
     error = np.zeros(len(grid))
     for fold in np.unique(fold_N):
@@ -84,7 +84,11 @@ def fit_knn(
         for i, k in enumerate(grid):
             error[i] += np.nansum((_vote(z_ND[~rows], target_NK[~rows], z_ND[rows], k) - target_NK[rows]) ** 2)
     best = grid[int(np.argmin(error))]
-    return lambda x_MD: _vote(z_ND, target_NK, unit(x_MD), best)
+    return partial(_neighbours, z_ND, target_NK, mean_D, scale_D, best)
+
+
+def _neighbours(z_ND: np.ndarray, target_NK: np.ndarray, mean_D: np.ndarray, scale_D: np.ndarray, k: int, x_MD: np.ndarray) -> np.ndarray:
+    return _vote(z_ND, target_NK, _unit(x_MD, mean_D, scale_D), k)
 
 
 def _vote(z_ND: np.ndarray, target_NK: np.ndarray, z_MD: np.ndarray, k: int, chunk: int = 512) -> np.ndarray:
@@ -100,7 +104,8 @@ def _vote(z_ND: np.ndarray, target_NK: np.ndarray, z_MD: np.ndarray, k: int, chu
     return np.concatenate(out)
 
 
-def _unit(z_ND: np.ndarray) -> np.ndarray:
+def _unit(x_ND: np.ndarray, mean_D: np.ndarray, scale_D: np.ndarray) -> np.ndarray:
+    z_ND = (np.asarray(x_ND, dtype=np.float64) - mean_D) / scale_D
     return z_ND / np.maximum(np.linalg.norm(z_ND, axis=1, keepdims=True), 1e-12)
 
 
@@ -108,7 +113,7 @@ def _fit_trees(name: str, x_ND: np.ndarray, y: np.ndarray, kind: Kind, n_classes
     x_ND, y = np.asarray(x_ND, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if kind == "multilabel":
         parts = [_fit_trees(name, x_ND, column, "binary", 2, seed) for column in y.T]
-        return lambda x_MD: np.concatenate([part(x_MD) for part in parts], axis=1)
+        return partial(_side_by_side, parts)
     known_N = np.isfinite(y) if kind == "regression" else y >= 0
     x_ND, y = x_ND[known_N], y[known_N]
     if kind != "regression" and len(np.unique(y)) < 2:
@@ -117,17 +122,26 @@ def _fit_trees(name: str, x_ND: np.ndarray, y: np.ndarray, kind: Kind, n_classes
     model = _tree_model(name, kind, len(x_ND), seed)
     weight_N = None if kind == "regression" else len(y) / (len(np.unique(y)) * np.bincount(y.astype(np.int64))[y.astype(np.int64)])
     model.fit(_filled(x_ND, fill_D), y if kind == "regression" else y.astype(np.int64), sample_weight=weight_N)
+    return partial(_of_trees, model, fill_D, kind, n_classes)
+
+
+def _of_trees(model: Any, fill_D: np.ndarray, kind: Kind, n_classes: int, x_MD: np.ndarray) -> np.ndarray:
+    x_MD = _filled(x_MD, fill_D)
     if kind == "regression":
-        return lambda x_MD: model.predict(_filled(x_MD, fill_D))[:, None]
+        return model.predict(x_MD)[:, None]
     if kind == "binary":
-        return lambda x_MD: model.predict_proba(_filled(x_MD, fill_D))[:, 1:]
+        return model.predict_proba(x_MD)[:, 1:]
+    p_MK = np.zeros((len(x_MD), n_classes))  # a class that training lacks has probability 0
+    p_MK[:, model.classes_] = model.predict_proba(x_MD)
+    return p_MK
 
-    def every_class(x_MD: np.ndarray) -> np.ndarray:
-        p_MK = np.zeros((len(x_MD), n_classes))  # a class that training lacks has probability 0
-        p_MK[:, model.classes_] = model.predict_proba(_filled(x_MD, fill_D))
-        return p_MK
 
-    return every_class
+def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
+    return np.concatenate([part(x_MD) for part in parts], axis=1)
+
+
+def _blended(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
+    return _blend([part(x_MD) for part in parts], kind)
 
 
 def _tree_model(name: str, kind: Kind, n_windows: int, seed: int):
