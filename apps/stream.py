@@ -44,8 +44,6 @@ class StreamApp:
     """Units of the channels. Default: the model's."""
     hop_s: float | None = None
     """From one window's start to the next one's, in seconds. Default: half a window."""
-    passes: Literal[1, 2] = 1
-    """2: the causal filter twice over, as sharp as the one of prepare.py and twice as late."""
     settle_s: float = 0.0
     """No window begins within this time after the start and after a gap."""
     on_nan: Literal["error", "gap"] = "error"
@@ -61,7 +59,7 @@ class Scorer(NamedTuple):
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(StreamApp, args=list(arguments), description=console.paragraphs(__doc__))
-    given = {name: getattr(app, name) for name in ("channels", "units", "hop_s", "passes", "settle_s", "on_nan")}
+    given = {name: getattr(app, name) for name in ("channels", "units", "hop_s", "settle_s", "on_nan")}
     n = 0
     try:
         for line in stream(app.ckpt, sys.stdin, source_fs=app.source_fs, **given):
@@ -82,7 +80,6 @@ def stream(
     channels: Sequence[str] | None = None,
     units: Sequence[str] | None = None,
     hop_s: float | None = None,
-    passes: Literal[1, 2] = 1,
     settle_s: float = 0.0,
     on_nan: Literal["error", "gap"] = "error",
 ) -> Iterator[dict[str, Any]]:
@@ -94,7 +91,7 @@ def stream(
     scorer, lines = scorer_of(Path(ckpt)), iter(lines)
     names, time_column, lines = columns_of(lines, channels)
     contract = scorer.contract
-    plan, spec = plan_of(contract, names, units, source_fs=source_fs, hop_s=hop_s, passes=passes, settle_s=settle_s, on_nan=on_nan)
+    plan, spec = plan_of(contract, names, units, source_fs=source_fs, hop_s=hop_s, settle_s=settle_s, on_nan=on_nan)
     contract.check(spec)
     running = Stream(plan)
     for number, line in enumerate(lines, start=1):

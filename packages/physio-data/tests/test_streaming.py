@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.signal import butter, firwin, lfilter, sosfilt, sosfilt_zi
 
@@ -45,6 +45,7 @@ def test_chunks_of_any_size_give_the_windows_of_the_whole_signal(rates, sizes):
         same(streamed(x_CT, plan, sizes), start_N, x_NCT)
 
 
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 700), min_size=1, max_size=6), st.lists(st.tuples(st.integers(0, 2500), st.integers(1, 40)), max_size=3), st.integers(0, 3))
 def test_with_gaps_anywhere_too(sizes, gaps, settle):
     plan = StreamPlan(**PLAN | {"n_samples": 100, "hop": 60}, on_nan="gap", settle_s=settle / 2)
@@ -62,20 +63,10 @@ def test_with_gaps_anywhere_too(sizes, gaps, settle):
 def test_the_filter_is_scipy_s_from_a_settled_state():
     plan = StreamPlan(**PLAN | {"fs": 360.0})
     x_CT = signal()
-    sos = butter(4, (0.5, 40.0), "bandpass", fs=360, output="sos")
+    sos = np.concatenate([butter(1, 0.5, "highpass", fs=360, output="sos"), butter(4, 40.0, fs=360, output="sos")])
     expected_CT = np.stack([sosfilt(sos, x_T, zi=sosfilt_zi(sos) * x_T[0])[0] for x_T in x_CT])
     for window in streamed(x_CT, plan, (501,)):
         assert np.array_equal(window.x_CT, expected_CT[:, window.start : window.start + 300].astype(np.float32))
-
-
-def test_two_passes_have_the_amplitudes_of_the_zero_phase_filter():
-    tone = np.sin(2 * np.pi * 45.0 * np.arange(36_000) / 360)[None]
-    plan = StreamPlan(**PLAN | {"channels": ("I",), "fs": 360.0, "passes": 2})
-    b, a = butter(4, (0.5, 40.0), "bandpass", fs=360)
-    z = np.exp(-2j * np.pi * 45.0 / 360 * np.arange(len(b)))
-    expected = abs((b @ z) / (a @ z)) ** 2
-    window_T = streamed(tone, plan, (1000,))[-1].x_CT[0, :296]  # 37 periods of eight samples
-    assert np.sqrt(2) * window_T.std() == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_resampler_is_a_sum_over_the_input_around_each_output():
@@ -168,7 +159,7 @@ def test_a_closed_stream_takes_nothing_more():
         ({"fs": 0.0}, "fs must be a positive rate"),
         ({"hop": 0}, "n_samples and hop"),
         ({"notch_hz": 180.0}, "notch_hz"),
-        ({"passes": 3}, "passes 1 or 2"),
+        ({"order_low": 0}, "order_low and order_high"),
         ({"on_nan": "fill"}, "on_nan must be error or gap"),
         ({"channels": "MLII"}, "channels must be a tuple"),
         ({"settle_s": -1.0}, "settle_s"),
@@ -196,6 +187,6 @@ def test_memory_does_not_grow_with_the_stream():
 def test_the_filter_with_state_is_the_one_of_lfilter():
     x_T = signal(720, 1)[0]
     b, a = butter(2, 30.0, fs=360)
-    plan = StreamPlan(**PLAN | {"channels": ("I",), "fs": 360.0, "band": (None, 30.0), "order": 2, "n_samples": 720, "hop": 720})
+    plan = StreamPlan(**PLAN | {"channels": ("I",), "fs": 360.0, "band": (None, 30.0), "order_high": 2, "n_samples": 720, "hop": 720})
     x_T[0] = 0.0  # so that a settled state is an empty one
     assert streamed(x_T[None], plan, (11,))[0].x_CT[0] == pytest.approx(lfilter(b, a, x_T), abs=1e-6)

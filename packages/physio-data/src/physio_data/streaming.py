@@ -64,8 +64,8 @@ class StreamPlan:
     hop: int  # samples at `fs` from one window's start to the next one's
     band: tuple[float | None, float | None] | None = None  # pass band in Hz, a side None where open; None: unfiltered
     notch_hz: float | None = None
-    order: int = 4  # of the Butterworth filter
-    passes: Literal[1, 2] = 1  # 2: the filter twice over, with the amplitudes of the zero-phase one and twice the delay
+    order_low: int = 1  # of the high-pass: low, since steep causal ones bend the slow waves of every beat (README: how far)
+    order_high: int = 4  # of the low-pass
     settle_s: float = 0.0  # after the start and after each gap no window begins within this time
     on_nan: Literal["error", "gap"] = "error"  # a sample that is not finite: refused, or missing
 
@@ -82,8 +82,8 @@ class StreamPlan:
             raise ValueError(f"band must satisfy 0 < low < high < fs_in/2 = {self.fs_in / 2:g} Hz, got {self.band}; lower the edge or sample faster")
         if self.notch_hz is not None and not 0 < self.notch_hz < self.fs_in / 2:
             raise ValueError(f"notch_hz must lie between 0 and fs_in/2 = {self.fs_in / 2:g} Hz, got {self.notch_hz}; leave it out")
-        if self.order < 1 or self.passes not in (1, 2):
-            raise ValueError(f"order must be at least 1 and passes 1 or 2, got {self.order} and {self.passes}")
+        if self.order_low < 1 or self.order_high < 1:
+            raise ValueError(f"order_low and order_high must be at least 1, got {self.order_low} and {self.order_high}")
         if not (math.isfinite(self.settle_s) and self.settle_s >= 0):
             raise ValueError(f"settle_s must be 0 or more seconds, got {self.settle_s}")
         if self.on_nan not in ("error", "gap"):
@@ -318,10 +318,11 @@ def _sections(plan: StreamPlan) -> np.ndarray | None:
     parts = []
     if plan.notch_hz is not None:
         parts.append(tf2sos(*iirnotch(plan.notch_hz, 30.0, plan.fs_in)))
-    edges = [hz for hz in (plan.band or ()) if hz is not None]
-    if edges:
-        kind = "bandpass" if len(edges) == 2 else "highpass" if plan.band[1] is None else "lowpass"
-        parts += [butter(plan.order, edges if len(edges) == 2 else edges[0], kind, fs=plan.fs_in, output="sos")] * plan.passes
+    low_hz, high_hz = plan.band or (None, None)
+    if low_hz is not None:
+        parts.append(butter(plan.order_low, low_hz, "highpass", fs=plan.fs_in, output="sos"))
+    if high_hz is not None:
+        parts.append(butter(plan.order_high, high_hz, "lowpass", fs=plan.fs_in, output="sos"))
     return np.concatenate(parts) if parts else None
 
 
