@@ -78,7 +78,7 @@ def resample(x: np.ndarray, fs_in: float, fs_out: float) -> np.ndarray:
     up, down = ratio.numerator, ratio.denominator
     # Each phase of the filter passes a constant with its own error of 1e-5, which on a large offset is a ripple: no constant goes in.
     first, slope = _line(x)
-    y = resample_poly(x - first - slope * np.arange(x.shape[-1]), up, down, axis=-1, window=_anti_alias(max(up, down)))
+    y = resample_poly(x - first - slope * np.arange(x.shape[-1]), up, down, axis=-1, window=anti_alias(max(up, down)))
     y += first + slope * (down / up) * np.arange(y.shape[-1])
     if y.shape[-1] < n_out:  # only where the fraction is an approximation: repeat the end
         y = np.concatenate([y, np.repeat(y[..., -1:], n_out - y.shape[-1], axis=-1)], axis=-1)
@@ -121,7 +121,7 @@ def _forward_backward(x: np.ndarray, sos: np.ndarray, n_period: int) -> np.ndarr
 
 
 @lru_cache(maxsize=16)
-def _anti_alias(factor: int) -> np.ndarray:
+def anti_alias(factor: int) -> np.ndarray:
     """Low-pass for ``resample_poly``: Kaiser beta 8 (about 80 dB), centred at 0.92 of the lower half rate, 0.16 of it wide."""
     from scipy.signal import firwin
 

@@ -210,6 +210,29 @@ def _groups(x_BL: Tensor, scales: Sequence[float], wavelet: str, definition: str
     return _bank(tuple(scales), wavelet, definition, x_BL.shape[-1], torch.float64 if x_BL.dtype == torch.float64 else torch.float32, x_BL.device)
 
 
+@lru_cache(maxsize=8)
+def real_filters(scales: tuple[float, ...], wavelet: str, definition: str, n_samples: int) -> tuple[tuple[np.ndarray, bool], ...]:
+    """The transform of signals of one length as correlations: (taps (S, 2 R + 1), whether ends are mirrored) of consecutive scales, in order.
+
+    ``y[s, t] = sum over j of taps[s, j] x[t + j - R]``, complex for the complex Morlet. Scales of a group reach equally far to within a half.
+    For graphs that know neither transforms nor complex numbers; float32's supports.
+    """
+    mirrored = definition == "reference"
+    width = int(min(10 * max(scales), n_samples)) // 2 * 2 + 1
+    kernels = [_trimmed(_reference_kernel(scale, width) if mirrored else _pywt_kernel(scale, wavelet), n_samples, exact=False) for scale in scales]
+    reaches = [max(-kernel.first, kernel.first + len(kernel.taps) - 1, 0) for kernel in kernels]
+    groups = []
+    for _, run in groupby(range(len(kernels)), key=lambda i: math.ceil(2 * math.log2(reaches[i] + 1))):
+        rows = list(run)
+        reach = max(reaches[i] for i in rows)
+        taps_SK = np.zeros((len(rows), 2 * reach + 1), np.result_type(*(kernels[i].taps for i in rows)))
+        for row, i in enumerate(rows):
+            lags = kernels[i].first + np.arange(len(kernels[i].taps))
+            taps_SK[row, reach - lags] = kernels[i].taps
+        groups.append((taps_SK, mirrored))
+    return tuple(groups)
+
+
 def _blocks(n_signals: int, group: _Group, item_bytes: int, device: torch.device) -> Iterator[tuple[slice, slice]]:
     """Signals and rows (of the group) in blocks of about the size of the cache."""
     n_rows = max(1, (CPU_BLOCK if device.type == "cpu" else CUDA_BLOCK) // (group.n_fft * item_bytes))

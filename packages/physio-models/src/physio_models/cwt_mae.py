@@ -261,7 +261,7 @@ class CwtMae(nn.Module):
         if self.cfg.attention == "separate" and n_channels > 1:
             x_BCT, _, valid_BT, channel_present_BC = _apart(x_BCT, None, valid_BT, channel_present_BC)
         real_BCN = self._real(x_BCT, valid_BT, channel_present_BC)
-        places_N = torch.arange(self.cfg.n_places, device=x_BCT.device).expand(len(x_BCT), -1)
+        places_N = torch.arange(self.cfg.n_places, device=x_BCT.device).expand(x_BCT.shape[0], -1)
         whole = valid_BT is None and channel_present_BC is None
         spec_BCNV, time_BCWV = views(x_BCT, self.cfg, valid_BT)
         states, _ = self._encoder(spec_BCNV, time_BCWV, places_N, None if whole else real_BCN)
@@ -327,7 +327,7 @@ class CwtMae(nn.Module):
         )
         state_BMD = x_BCKD.flatten(1, 2)
         if self.cls is not None:
-            state_BMD = torch.cat([self.cls.to(state_BMD.dtype).expand(len(state_BMD), 1, -1), state_BMD], dim=1)
+            state_BMD = torch.cat([self.cls.to(state_BMD.dtype).expand(state_BMD.shape[0], 1, -1), state_BMD], dim=1)
         states = [state_BMD]
         for number, block in enumerate(self.blocks):
             states.append(block(states[-1] if self.mixes is None else self.mixes[number](states), at))

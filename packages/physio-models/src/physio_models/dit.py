@@ -181,7 +181,7 @@ class Dit(nn.Module):
         check_window(x_BCT, self.cfg.n_channels, self.cfg.n_samples)
         x_BCT = real_only(x_BCT, valid_BT, channel_present_BC)
         given = x_BCT[:, [self.cfg.lead]] if self.cfg.condition == "lead" else None
-        _, levels = self._levels(x_BCT[:, list(self.cfg.generated)], x_BCT.new_zeros(len(x_BCT)), given, None, valid_BT)
+        _, levels = self._levels(x_BCT[:, list(self.cfg.generated)], x_BCT.new_zeros(x_BCT.shape[0]), given, None, valid_BT)
         levels[-1] = F.layer_norm(levels[-1], (self.cfg.width,), eps=1e-6)
         return encoded(levels, None if valid_BT is None else patch_valid(valid_BT, self.cfg.patch_samples))
 
@@ -210,7 +210,7 @@ class Dit(nn.Module):
 
     def _given_lead(self, given: Tensor | None, keep_B: Tensor, valid_BT: Tensor | None, like_BGT: Tensor) -> Tensor:
         """The given lead, or where it is withheld one learned patch over and over: (B, 1, T)."""
-        null_B1T = self.null.to(like_BGT.dtype).repeat(self.cfg.n_tokens).expand(len(like_BGT), 1, -1)
+        null_B1T = self.null.to(like_BGT.dtype).repeat(self.cfg.n_tokens).expand(like_BGT.shape[0], 1, -1)
         if given is None:
             return null_B1T
         check_window(given, 1, self.cfg.n_samples)

@@ -97,6 +97,22 @@ def normalize(x_BCT: Tensor, name: str, valid_BT: Tensor | None = None, fixed: F
     return y_BCT, Scale(offset.float(), torch.where(flat, 1.0, scale).float())
 
 
+def normalize_whole(x_BCT: Tensor, name: str, fixed: Fixed | None = None) -> Tensor:
+    """`normalize` of finite windows without a short tail, unchecked: a plain graph of tensor operations, for export."""
+    real_BCT = torch.ones_like(x_BCT, dtype=torch.bool)
+    x_BCT = x_BCT.double()
+    if name in _STATISTICS:
+        statistic, whole_item = _STATISTICS[name]
+        shape = (x_BCT.shape[0], 1 if whole_item else x_BCT.shape[1], -1)
+        offset, scale = statistic(x_BCT.reshape(shape), real_BCT.reshape(shape))
+    elif name == "none":
+        return x_BCT.float()
+    else:
+        offset, scale = (torch.tensor(value, dtype=torch.float64).reshape(1, -1, 1) for value in fixed)
+    flat = scale == 0
+    return torch.where(flat, 0.0, (x_BCT - offset) / torch.where(flat, 1.0, scale)).float()
+
+
 def _real(x_BCT: Tensor, valid_BT: Tensor | None) -> Tensor:
     if valid_BT is None:
         return torch.ones_like(x_BCT, dtype=torch.bool)

@@ -22,7 +22,8 @@ FEWEST = 8  # windows from which preparing the weights pays
 
 def applies(model: Papagei, x_BCT: Tensor) -> bool:
     """Whether `blocks` may stand in: running statistics are in use, no gradient is wanted and there are windows enough."""
-    return not model.training and not torch.is_grad_enabled() and len(x_BCT) >= FEWEST and not torch.compiler.is_compiling()
+    wanted = not model.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return wanted and len(x_BCT) >= FEWEST  # last: the length of a batch is no number while a graph is exported
 
 
 def blocks(model: Papagei, x_BCT: Tensor) -> list[Tensor]:

@@ -191,7 +191,7 @@ class StMem(nn.Module):
         """Which patches hold anything real, (B, C, N) bool, or None: all."""
         if valid_BT is None and channel_present_BC is None:
             return None
-        real_BCN = torch.ones(len(x_BCT), self.cfg.n_channels, self.cfg.n_lead_patches, dtype=torch.bool, device=x_BCT.device)
+        real_BCN = torch.ones(x_BCT.shape[0], self.cfg.n_channels, self.cfg.n_lead_patches, dtype=torch.bool, device=x_BCT.device)
         real_BCN = real_BCN if valid_BT is None else real_BCN & patch_valid(valid_BT, self.cfg.patch_samples)[:, None]
         return real_BCN if channel_present_BC is None else real_BCN & channel_present_BC.bool()[..., None]
 

@@ -271,7 +271,7 @@ class TiMaeEncoder(nn.Module):
     def _behind_cls(self, tokens_BKD: Tensor) -> Tensor:
         if not self.cfg.cls:
             return tokens_BKD
-        cls_B1D = (self.cls_token + self.positional_encoding.pe[:, :1]).to(tokens_BKD.dtype).expand(len(tokens_BKD), -1, -1)
+        cls_B1D = (self.cls_token + self.positional_encoding.pe[:, :1]).to(tokens_BKD.dtype).expand(tokens_BKD.shape[0], -1, -1)
         return torch.cat([cls_B1D, tokens_BKD], dim=1)
 
     def _with_cls(self, valid_BK: Tensor | None) -> Tensor | None:

@@ -214,7 +214,7 @@ class MambaEncoder(nn.Module):
         """The output of every block over the tokens shown, the last one normed, each (B, K + 1, D) with the class token at the end."""
         if self.cfg.cls:
             cls_11D = self.cls_token if self.cfg.layout == "original" else self.cls_token + self.positional_encoding.pe[:, -1:]
-            tokens_BKD = torch.cat([tokens_BKD, cls_11D.to(tokens_BKD.dtype).expand(len(tokens_BKD), -1, -1)], dim=1)
+            tokens_BKD = torch.cat([tokens_BKD, cls_11D.to(tokens_BKD.dtype).expand(tokens_BKD.shape[0], -1, -1)], dim=1)
         valid_BK = _with_last(valid_BK, int(self.cfg.cls))
         packed = pack(valid_BK) if valid_BK is not None and self.cfg.cls else None
         if packed is not None:  # no gap between the last real token and the class token, so that filling up changes neither

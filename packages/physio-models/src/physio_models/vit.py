@@ -146,7 +146,7 @@ class VitEncoder(nn.Module):
     def whole(self, tokens_BKD: Tensor, valid_BK: Tensor | None) -> list[Tensor]:
         """As `through`, each (B, 1 + K, D) with the class token in front where there is one."""
         if self.cls_D is not None:
-            tokens_BKD = torch.cat([self.cls_D.to(tokens_BKD.dtype).expand(len(tokens_BKD), 1, -1), tokens_BKD], dim=1)
+            tokens_BKD = torch.cat([self.cls_D.to(tokens_BKD.dtype).expand(tokens_BKD.shape[0], 1, -1), tokens_BKD], dim=1)
         valid_BK = with_extra(valid_BK, self.n_extra)
         levels = []
         for block in self.blocks:
