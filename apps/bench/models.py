@@ -64,6 +64,11 @@ VERSIONS: dict[str, dict[str, Any]] = {
     "cwt_mae v3, 12 x 3000": {"version": "v3", **LONG},
 }
 ROWS = (*MODELS, *VERSIONS)
+COLUMNS = {
+    "parameters": 12, "M encode": 10, "M step": 9, "MiB": 9, "peer": 9, "p50 ms": 9, "p99 ms": 9, "encode/s": 10, "ratio": 7, "step/s": 9, "ratio ": 8,
+    "of a product": 14,
+}  # fmt: skip
+"""Titles and widths: multiply-adds are in millions, rates in windows a second."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -284,7 +289,7 @@ def inside(within: Callable[[], AbstractContextManager[None]], run: Callable[[An
 def in_turn(runs: dict[str, Callable[[Any], Any]], fresh: Callable[[int], Any], seconds: float) -> dict[str, list[float]]:
     """CPU seconds of each, in turns on the same fresh input, until ours took ``seconds`` or all took six times as much, two rounds at the least."""
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for name, run in runs.items():
+    for run in runs.values():
         run(fresh(0))
     i = 0
     while i < 2 or (i < 200 and sum(times["ours"]) < seconds and sum(map(sum, times.values())) < 6 * seconds):
@@ -400,9 +405,7 @@ def main() -> None:
     torch.set_num_threads(1)
     rate = matmul_rate()
     print(f"size {args.size}; a large float32 matrix product does {rate / 1e9:.0f} G multiply-adds a second on one thread")
-    print(
-        f"{'':24s}{'parameters':>12s}{'M enc':>9s}{'M step':>9s}{'MiB':>8s}{'peer':>8s}{'p50 ms':>9s}{'p99 ms':>9s}{'enc/s':>9s}{'ratio':>8s}{'step/s':>9s}{'ratio':>8s}{'of a product':>14s}"
-    )
+    print(f"{'':24s}" + "".join(f"{column:>{width}s}" for column, width in COLUMNS.items()))
     results, held = {}, True
     for name in args.only:
         n = BATCH.get(name, args.batch)
@@ -423,13 +426,14 @@ def main() -> None:
 
 
 def line(name: str, found: dict[str, float]) -> str:
-    ratio = lambda what: f"{found[what]:8.2f}" if what in found else f"{'':8s}"  # noqa: E731
-    peer = f"{found['peer_peak_mib']:8.0f}" if "peer_peak_mib" in found else f"{'':8s}"
-    return (
-        f"{name:24s}{found['parameters']:12,.0f}{found['encode_macs'] / 1e6:9.1f}{found['train_macs'] / 1e6:9.1f}{found['peak_mib']:8.0f}{peer}{found['p50_ms']:9.2f}"
-        f"{found['p99_ms']:9.2f}{found['encode_windows_s']:9.1f}{ratio('encode_ratio')}{found['train_windows_s']:9.1f}{ratio('train_ratio')}"
-        f"{found['train_of_product']:13.0%}"
-    )
+    """The figures in the order of COLUMNS, blanks where there is no peer."""
+    cells = (
+        f"{found['parameters']:,.0f}", f"{found['encode_macs'] / 1e6:.1f}", f"{found['train_macs'] / 1e6:.1f}", f"{found['peak_mib']:.1f}",
+        f"{found['peer_peak_mib']:.1f}" if "peer_peak_mib" in found else "", f"{found['p50_ms']:.2f}", f"{found['p99_ms']:.2f}",
+        f"{found['encode_windows_s']:.1f}", f"{found['encode_ratio']:.2f}" if "encode_ratio" in found else "",
+        f"{found['train_windows_s']:.1f}", f"{found['train_ratio']:.2f}" if "train_ratio" in found else "", f"{found['train_of_product']:.0%}",
+    )  # fmt: skip
+    return f"{name:24s}" + "".join(f"{cell:>{width}s}" for cell, width in zip(cells, COLUMNS.values(), strict=True))
 
 
 if __name__ == "__main__":
