@@ -1,10 +1,16 @@
-"""Where a table's features come from: a saved encoder, one pretrained inside a fold, the untrained twin, or a person's own list. N windows, D features."""
+"""Where a table's features come from: a saved encoder, one pretrained inside a fold, the untrained twin, or a person's own list.
+
+A run's encoder can be handed on, with a card that says what it knows and what the floors know. N windows, D features.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,13 +18,15 @@ from torch import Tensor
 
 import tokens
 from compose import Cohort, PretrainConfig, Size, build_model, contract_of, fit_model_to, parts, row_of, seen_of, spec_of
+from physio_data.corpora import corpus
 from physio_data.store import Store, Stores
 from physio_models import MODELS, OBJECTIVES, resolve
+from physio_models.card import FLOORS, Data, ModelCard, Score
 from physio_models.contract import Encoder, InputContract
 from physio_models.pretrained import from_pretrained, save_pretrained
 from physio_models.reference import reference_encoder
 from physio_models.statistics import batch_norms, reestimate_statistics
-from physio_train import FitConfig, Step, Streams, fit
+from physio_train import FitConfig, Run, Step, Streams, fit
 from physio_train.embed import embed, signals
 from questions import Question
 
@@ -27,6 +35,9 @@ N_STATISTICS = 2048  # training windows that a twin's running statistics are est
 BATCH = 256
 TWIN_SEED = 1000  # the twins' initialisations are those of seeds 1000, 1001, ...
 NOTHING_SEEN = {"stores": [], "subjects": []}
+UNSCORED = ("difference", "AUROC per record", "AUROC per fold", "MAE per fold")
+"""Columns of a table that a card leaves out."""
+LIMITS = "For research. Nothing here was validated for diagnosis or any other clinical use."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,3 +143,60 @@ def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store |
     if encoder.seen != seen_of(store, rows_N):
         raise ValueError(f"{folder} holds an encoder pretrained on other subjects than this fold trains on: choose another --out")
     return encoder
+
+
+def check_free(folder: Path) -> None:
+    """ValueError where something is in the folder already: better before the training than after."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"--save {folder} is not empty: name another folder")
+
+
+def hand_on(folder: Path, run: Run, store: Store | Stores, *, scored: bool, licence: str, steps: int) -> Path:
+    """Write the run's best step, or its last, as `from_pretrained` reads it. ``scored`` says whether the run's table.json is of these weights."""
+    encoder = from_pretrained(run.path)
+    path = run.path / "table.json"
+    table = json.loads(path.read_text(encoding="utf-8")) if scored and path.exists() else None
+    scores = () if table is None else scores_of(table)
+    card = ModelCard(
+        licence=licence,
+        summary=f"{encoder.name}, pretrained for {steps} steps by the recipe {run.config['recipe']} ({run.config['size']}).",
+        data=data_of(store, encoder.seen or {}),
+        scores=scores,
+        heading=table["heading"] if scores else "",
+        limits=LIMITS,
+    )
+    return save_pretrained(folder, encoder.model, encoder.config, encoder.contract, encoder.seen, card=card)
+
+
+def data_of(store: Store | Stores, seen: Mapping[str, Any]) -> tuple[Data, ...]:
+    """The corpora of the stores under their own licences; how many subjects, where there is one corpus."""
+    parts = store.stores if isinstance(store, Stores) else (store,)
+    names = list(dict.fromkeys(part.manifest["corpus"] for part in parts))
+    rows = [corpus(name) for name in names]
+    n_subjects = len(seen.get("subjects", ())) if len(rows) == 1 and rows[0].subjects == "known" else None
+    return tuple(Data(name=row.title, licence=row.licence, n_subjects=n_subjects, url=row.url if row.url.startswith("http") else "") for row in rows)
+
+
+def scores_of(table: Mapping[str, Any]) -> tuple[Score, ...]:
+    """What a table.json says of the encoder, and of the floors on the same metrics; metrics without a floor are left out."""
+    rows = {row["row"]: row for row in table["rows"]}
+    own = rows["pretrained"]
+    scores = []
+    for metric, cell in own.items():
+        floors = [name for name in FLOORS if name in rows and number(rows[name].get(metric)) is not None]
+        if metric in UNSCORED or number(cell) is None or not floors:
+            continue
+        scores += [score(name, table["task"], metric, rows[name][metric]) for name in ("pretrained", *floors)]
+    return tuple(scores)
+
+
+def number(cell: Any) -> float | None:
+    """A cell's figure; None where it has none, or is no cell."""
+    return cell.get("value") if isinstance(cell, Mapping) else None
+
+
+def score(row: str, task: str, metric: str, cell: Mapping[str, Any]) -> Score:
+    """A cell as the card's line, with its interval where the figure lies inside it."""
+    value, low, high = cell["value"], cell["low"], cell["high"]
+    inside = low is not None and high is not None and low <= value <= high
+    return Score(row=row, task=task, metric=metric, value=value, low=low if inside else None, high=high if inside else None)

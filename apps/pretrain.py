@@ -3,6 +3,7 @@
 uv run apps/pretrain.py                                    the built-in cohort: prepare, pretrain, probe; minutes on two cores
 uv run apps/pretrain.py himae_mitbih --data stores/mitbih  another recipe on a prepared store
 uv run torchrun --nproc-per-node 2 apps/pretrain.py        the same on two ranks
+uv run apps/pretrain.py himae_ppg --save weights/himae     the small weights and their card: scores, floors, data, licence
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ import tokens
 import training
 from compose import Parts, PretrainConfig, Size
 from console import say
-from encoders import Origin
+from encoders import Origin, check_free, hand_on
 from physio_bpe import Tokenizer
 from physio_data.store import Store, Stores
 from physio_models.interface import evaluating
@@ -96,6 +97,10 @@ class Pretrain:
     """Processes that fit the probes, of one thread each. The figures do not depend on it."""
     table: bool = True
     """Print the probe table at the end."""
+    save: Path | None = None
+    """A new folder for the finished network alone: its best weights, contract, and a model card with the table's scores and floors."""
+    licence: str = "other"
+    """Of the saved weights, an SPDX identifier for the card."""
     dry_run: bool = False
     """One batch, shapes, no folder."""
     cfg: Annotated[PretrainConfig, tyro.conf.arg(name="")]
@@ -194,6 +199,8 @@ def run(app: Pretrain, world: World) -> dict[str, object] | None:
 
 def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str, object] | None:
     """Training and table on prepared stores."""
+    if app.save is not None:
+        check_free(app.save)
     store = compose.open_stores(paths)
     cfg = compose.fit_model_to(app.cfg, store)
     train_N, val_N = compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)
@@ -220,12 +227,15 @@ def on_stores(app: Pretrain, world: World, paths: tuple[Path, ...]) -> dict[str,
     draw(cfg, made, folder, store)
     say(f"run folder: {folder.path}")
     summary: dict[str, object] = {"run": str(folder.path), **best}
-    if not app.table:
-        return summary
     try:
-        return summary | table(app, cfg, store, paths, folder)
+        summary |= table(app, cfg, store, paths, folder) if app.table else {}
     except KeyboardInterrupt:
         raise console.Stopped(f"the network is trained; for the table: {console.command('pretrain', '--resume', folder.path)}") from None
+    if app.save is None:
+        return summary
+    tokens.keep(tokenizer, hand_on(app.save, folder, store, scored=app.table, licence=app.licence, steps=best["steps"]))
+    say(f"saved with its card: {app.save}")
+    return summary | {"saved": str(app.save)}
 
 
 def own_stores(cfg: PretrainConfig, workers: int, world: World, folder: Path) -> tuple[Path, ...]:

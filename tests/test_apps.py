@@ -16,6 +16,7 @@ import compose
 import prepare
 import pretrain
 import probe
+from physio_models.pretrained import from_pretrained
 from physio_train import predictions as prediction_files
 from physio_train.metrics import auroc
 
@@ -297,3 +298,20 @@ def test_two_ranks_train_on_disjoint_data_to_one_run(here, store):
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout.splitlines()[-1])["steps"] == 6
     assert (here / "ranks/checkpoints/step_6/model.safetensors").is_file()
+
+
+def test_one_command_leaves_weights_to_hand_on_with_scores_and_floors(folder, store):
+    out = folder / "weights"
+    summary = pretrain.main([*SMALL, "--data", str(store), "--out", str(folder / "run_saved"), "--save", str(out), "--licence", "CC0-1.0"])
+    assert summary["saved"] == str(out)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert 'license: "CC0-1.0"' in card and "inductive" in card
+    for row in ("pretrained", "twin", "handcrafted"):
+        assert f"| pvc | AUROC | {row} | {summary['AUROC'][row]:.3f} |" in card
+    encoder = from_pretrained(out)
+    best = from_pretrained(folder / "run_saved")
+    assert encoder.name == "himae" and encoder.seen == best.seen
+    assert all(np.array_equal(a, b) for a, b in zip(encoder.model.state_dict().values(), best.model.state_dict().values(), strict=True))
+    with pytest.raises(ValueError, match="is not empty"):
+        pretrain.main([*SMALL, "--data", str(store), "--out", str(folder / "run_again"), "--save", str(out)])
+    assert not (folder / "run_again").exists()
