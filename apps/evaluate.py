@@ -24,14 +24,14 @@ import downstream
 from console import say
 from label_maps import LabelMap
 from physio_data.store import Store, Stores
-from physio_train import floors, table
 from physio_train import predictions as prediction_files
+from physio_train import table
 from physio_train.metrics import auroc
 from physio_train.predictions import Predictions, make
 from physio_train.protocol import Task, Windows
 from physio_train.run import write_json
 from physio_train.table import Table
-from questions import task_of, windows_of
+from questions import heading_of, subjects_of, task_of, windows_of
 
 SUBCOMMANDS = {"resolution": "resolution:main", "robustness": "robustness:main"}
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))  # years, the upper end left out
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
     predicted, task, notes = scored(app, saved, store, rows_N)
     seen = None if saved.encoder.seen is None else saved.encoder.seen["subjects"]
-    shown = judged(predicted, task, floors.heading(predicted.subject, seen), notes)
+    shown = judged(predicted, task, heading_of(store, rows_N, seen), notes)
     print(shown.plain(), flush=True)
     groups = {name: subgroups(predicted, task, store, rows_N, name) for name in app.by}
     for name, parts in groups.items():
@@ -140,7 +140,7 @@ def blank_windows(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Wind
     n = len(rows_N)
     y = np.full(n, np.nan) if task.kind == "regression" else np.full((n, len(task.classes)) if task.kind == "multilabel" else n, -1)
     index = store.index
-    return Windows(y=y, subject=index["subject"][rows_N], record=index["record"][rows_N], start_s=index["start_s"][rows_N])
+    return Windows(y=y, subject=subjects_of(store)[rows_N], record=index["record"][rows_N], start_s=index["start_s"][rows_N])
 
 
 def judged(predicted: Predictions, task: Task, heading: str, notes: Sequence[str]) -> Table:

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import continuation
 import numpy as np
 import tyro
-import waveforms
-from continuation import Network, Sampling
 
 import compose
 import console
+import continuation
+import waveforms
+from continuation import Network, Sampling
 from physio_train import floors, forecasting, scorecard
 
 BATCH = 64

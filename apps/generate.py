@@ -14,16 +14,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import continuation
 import numpy as np
 import torch
 import tyro
-import waveforms
-from continuation import Network, Sampling
 
 import compose
 import console
+import continuation
 import extras
+import waveforms
+from continuation import Network, Sampling
 from physio_data.morphology import ecg_intervals, handcrafted
 from physio_data.store import Store, Stores
 from physio_models.contract import Encoder, SignalSpec, normalize

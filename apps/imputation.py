@@ -11,14 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import continuation
 import numpy as np
 import tyro
-import waveforms
-from continuation import Network, Sampling
 
 import compose
 import console
+import continuation
+import waveforms
+from continuation import Network, Sampling
 from physio_train import floors, imputation, scorecard
 from physio_train.imputation import GapKind
 

@@ -26,6 +26,7 @@ from physio_train import predictions as prediction_files
 from physio_train.predictions import Predictions, align, concatenate, rename, same_windows
 from physio_train.run import write_json
 from physio_train.table import Table
+from questions import heading_of
 
 FLOORS = ("twin", "handcrafted", "leak", "supervised")
 
@@ -122,7 +123,7 @@ def of_benchmark(app: Leaderboard) -> dict[str, Table]:
             todo, question, specs, refused = benchmark.cells(source, store, folder, task, app.out, app.size, app.methods)
             refused += benchmark.run_cells(todo, app.jobs, benchmark.keep_cell)
             whole, twins, disjoint = benchmark.stored(todo, question, specs)
-            heading = "inductive" if np.any(question.windows.subject != "") else "transductive"
+            heading = heading_of(store, question.rows_N, ())  # every method is pretrained inside its fold
             notes = [*dict.fromkeys(refused), *source_notes(store, question)]
             tables[f"{source.name}: {task}"] = scored(task, question.task.kind, heading, whole, twins, disjoint, notes)
             write_page(app.out, tables, absent)

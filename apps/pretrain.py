@@ -53,7 +53,6 @@ from physio_train import (
     Step,
     Streams,
     World,
-    floors,
     session,
 )
 from physio_train import predictions as prediction_files
@@ -62,7 +61,7 @@ from physio_train.distributed import broadcast
 from physio_train.loop import to_device
 from physio_train.sinks_extra import open_sink
 from prepare import prepared
-from questions import check_sides, split_question
+from questions import check_sides, heading_of, split_question
 
 CHANGEABLE = (*(f"fit.{name}" for name in FIT_CHANGEABLE), "log_every", "figure_every", "health_windows", "data", "probe")
 
@@ -342,7 +341,8 @@ def table(app: Pretrain, cfg: PretrainConfig, store: Store | Stores, paths: Sequ
     own = rows.Job(row="pretrained", source="encoder", specs=(spec,), question=question, encoder=Origin(path=str(folder.path)), seed=cfg.fit.seed)
     notes = check_sides(question, spec, store)
     seen_N = np.concatenate([compose.rows_of(store, cfg.use), compose.validation_rows(cfg, store)])
-    heading = floors.heading(question.windows.subject[spec.test], compose.seen_of(store, seen_N, weights=cfg.weights)["subjects"])
+    seen = compose.seen_of(store, seen_N, weights=cfg.weights)["subjects"]
+    heading = heading_of(store, question.rows_N[spec.test], seen)
     jobs = [own, *rows.floor_jobs(question, cfg, compose.contract_of(cfg, store), [spec], store)]
     result = rows.judged(question, jobs, [spec], heading=heading, n_processes=app.jobs, notes=notes)
     prediction_files.write(folder.path / "predictions.csv", result.predictions)

@@ -34,7 +34,7 @@ from physio_train import predictions as prediction_files
 from physio_train import probe as probes
 from physio_train.folds import FoldSpec, outer_folds
 from physio_train.run import write_json
-from questions import Question, check_sides, question_of, split_question
+from questions import Question, check_sides, heading_of, question_of, split_question
 from rows import Job, Result
 
 
@@ -194,15 +194,14 @@ def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: S
         question = question_of(store, paths, np.arange(len(store)), cfg.probe)
         seeds = tuple(range(app.seeds))
         specs = tuple(outer_folds(question.windows.groups, question.windows.y, n_folds=app.folds, repeats=app.repeats, seeds=seeds))
-        inductive = app.cv_pretrain and np.any(question.windows.subject != "")
-        heading = "inductive" if inductive else floors.heading(question.windows.subject, seen)
+        heading = heading_of(store, question.rows_N, () if app.cv_pretrain else seen)  # inside a fold pretraining sees no test window
         return Protocol(question=question, specs=specs, heading=heading, notes=())
     if app.train:
         return between_stores(app, cfg, store, paths, seen)
     chosen = folds_of(app, cfg, store)
     question, spec = split_question(store, paths, cfg.probe, **chosen)
     notes = check_sides(question, spec, store)
-    return Protocol(question=question, specs=(spec,), heading=floors.heading(question.windows.subject[spec.test], seen), notes=notes)
+    return Protocol(question=question, specs=(spec,), heading=heading_of(store, question.rows_N[spec.test], seen), notes=notes)
 
 
 def folds_of(app: Probe, cfg: PretrainConfig, store: Store | Stores) -> dict[str, np.ndarray]:
@@ -253,7 +252,7 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
         notes.append(f"{int((~new).sum())} windows of {len(np.unique(everyone[test][~new]))} subjects that pretraining saw are left out of the headline")
         test = test[new]
     question, spec = split_question(store, paths, cfg.probe, train=train, test=test, validation=held)
-    return Protocol(question=question, specs=(spec,), heading=floors.heading(everyone[test], seen), notes=tuple(notes))
+    return Protocol(question=question, specs=(spec,), heading=heading_of(store, question.rows_N[spec.test], seen), notes=tuple(notes))
 
 
 def jobs_of(

@@ -11,6 +11,7 @@ import numpy as np
 
 from compose import ReadOut
 from physio_data.store import Store, Stores
+from physio_train import floors
 from physio_train.folds import FoldSpec
 from physio_train.protocol import Task, Windows
 
@@ -48,9 +49,15 @@ def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows
     """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones."""
     members = store.stores if isinstance(store, Stores) else [store]
     label = np.concatenate([_labels(member, task, members[0].tasks[task.name]) for member in members])
-    subject = np.concatenate([_subjects(member) for member in members])
+    subject = subjects_of(store)
     start_s = store.index["beat_s" if "beat_s" in store.index else "start_s"]  # a window around a beat is known by the beat's own time
     return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=start_s[rows_N])
+
+
+def heading_of(store: Store | Stores, rows_N: np.ndarray, seen: Sequence[str] | None) -> str:
+    """What a table of these windows is headed, from the subjects that pretraining saw: `physio_train.floors.heading`, where a store without subjects names its
+    recordings."""
+    return floors.heading(subjects_of(store)[rows_N], seen, store.index["subject"][rows_N])
 
 
 def _labels(store: Store, task: Task, asked: Mapping[str, Any]) -> np.ndarray:
@@ -64,8 +71,11 @@ def _labels(store: Store, task: Task, asked: Mapping[str, Any]) -> np.ndarray:
     return np.full((len(store), len(task.classes)) if task.kind == "multilabel" else len(store), -1)
 
 
-def _subjects(store: Store) -> np.ndarray:
-    return store.index["subject"] if store.manifest.get("subjects", "known") == "known" else np.full(len(store), "")
+def subjects_of(store: Store | Stores) -> np.ndarray:
+    """Who each window is of, empty where the corpus does not say; a recording's own name, which `index` has there, is no subject."""
+    members = store.stores if isinstance(store, Stores) else [store]
+    known = [member.manifest.get("subjects", "known") == "known" for member in members]
+    return np.concatenate([member.index["subject"] if k else np.full(len(member), "") for member, k in zip(members, known, strict=True)])
 
 
 def split_question(

@@ -12,16 +12,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import continuation
-import imputation as gap_app
 import numpy as np
 import torch
 import tyro
-import waveforms
-from continuation import Network, Sampling
 
 import compose
 import console
+import continuation
+import imputation as gap_app
+import waveforms
+from continuation import Network, Sampling
 from physio_models.contract import normalize
 from physio_models.diffusion import kept_signal
 from physio_models.objectives.ddpm import Ddpm

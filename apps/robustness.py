@@ -20,11 +20,11 @@ import figures
 from physio_data.filters import resample
 from physio_data.store import Store, Stores
 from physio_models.contract import ContractError
-from physio_train import floors, table
 from physio_train import predictions as prediction_files
+from physio_train import table
 from physio_train.predictions import concatenate, make
 from physio_train.run import write_json
-from questions import task_of, windows_of
+from questions import heading_of, task_of, windows_of
 
 # lead sets of the PhysioNet/CinC Challenge 2021 (Reyna et al. 2021, Comput Cardiol 48)
 REDUCED = (("I", "II", "III", "aVR", "aVL", "aVF"), ("I", "II", "III", "V2"), ("I", "II", "V2"), ("I", "II"))
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         parts.append(make(name, columns, labels={c: label_NK[:, k] for k, c in enumerate(task.columns)}, **place))
     predicted = concatenate(parts)
     seen = None if saved.encoder.seen is None else saved.encoder.seen["subjects"]
-    shown = table.score(predicted, kind=task.kind, heading=floors.heading(windows.subject, seen), reference="as it is", task=task.name, notes=notes)
+    shown = table.score(predicted, kind=task.kind, heading=heading_of(store, rows_N, seen), reference="as it is", task=task.name, notes=notes)
     print(shown.plain(), flush=True)
     lead = table.COLUMNS[task.kind][0]
     if app.out is not None:

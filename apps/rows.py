@@ -36,7 +36,7 @@ from physio_train.folds import FoldSpec
 from physio_train.predictions import Predictions, concatenate
 from physio_train.probe import Probe, ProbeConfig
 from physio_train.protocol import predict
-from physio_train.readouts import fit_readout, fit_thresholds
+from physio_train.readouts import fit_chosen, fit_readout, fit_thresholds
 from questions import Question
 
 Source = Literal["encoder", "inductive", "twin", "handcrafted"]
@@ -192,11 +192,13 @@ def _fitted(job: Job, x_N: np.ndarray, train: np.ndarray, held: np.ndarray | Non
         store = _stores(job.question.stores)
         return TunedFit(tuned=tune(job.encoder.open(store), store, job.question, train, held, job.tuned, job.seed), question=job.question)
     x_ND, y, groups = x_N[train], windows.y[train], windows.groups[train]
-    if job.source == "handcrafted" or job.neighbours:
-        name = "knn" if job.neighbours else "blend"
-        scores = fit_readout(name, x_ND, y, groups, task.kind, task.classes, seed=job.seed)
+    if job.neighbours:
+        scores = fit_readout("knn", x_ND, y, groups, task.kind, task.classes, seed=job.seed)
         empty = np.full(len(task.columns), np.nan)
-        return ReadOutFit(predict=scores, threshold_K=fit_thresholds(name, x_ND, y, groups, task.kind, task.classes) if task.kind == "binary" else empty)
+        return ReadOutFit(predict=scores, threshold_K=fit_thresholds("knn", x_ND, y, groups, task.kind, task.classes) if task.kind == "binary" else empty)
+    if job.source == "handcrafted":
+        chosen = fit_chosen(x_ND, y, groups, task.kind, task.classes, seed=job.seed)
+        return ReadOutFit(predict=chosen.predict, threshold_K=chosen.threshold_K)
     validation = None if held is None else (x_N[held], windows.y[held])
     return probes.fit(x_ND, y, groups, ProbeConfig(kind=task.kind), classes=task.classes, validation=validation)
 

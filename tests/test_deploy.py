@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import stream as streaming_app
 
 import compose
 import export
 import prepare
+import stream as streaming_app
 from physio_data.store import Store
 from physio_data.streaming import ClockError, NotFiniteError, RateError, StreamPlan, causal_prepare
 from physio_models.contract import ContractError, InputContract

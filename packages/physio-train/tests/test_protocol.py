@@ -163,6 +163,9 @@ def test_shared_subjects_leave_the_training_side_and_the_heading_follows_what_wa
     assert keep.tolist() == [True, False, False, True] and who == ("b",)
     assert floors.heading(["a", "b"], {"c"}) == "inductive" and floors.heading(["a", "b"], {"b"}) == "transductive"
     assert floors.heading(["a"], None) == "transductive" and floors.heading(["", "a"], {"c"}) == "transductive"
+    assert floors.heading(["", ""], {"r1"}, ["r2", "r3"]) == floors.heading(["", "a"], (), ["r2", "r3"]) == "inductive by recording, subjects unknown"
+    assert floors.heading(["", ""], {"r2"}, ["r2", "r3"]) == floors.heading(["", ""], None, ["r2", "r3"]) == "transductive"
+    assert floors.heading(["a", "b"], {"b"}, ["r2", "r3"]) == "transductive"
     assert floors.unseen(["a", "b", ""], {"b"}).tolist() == [True, False, False]
 
 

@@ -3,11 +3,13 @@
 import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from physio_train import metrics, readouts
 from physio_train.few_shot import labelled_subjects, validation_part
-from physio_train.readouts import _vote, fit_knn, fit_readout, fit_thresholds
+from physio_train.folds import grouped_folds
+from physio_train.readouts import _vote, fit_chosen, fit_knn, fit_readout, fit_thresholds
 
 
 def ring(n=300, seed=0):
@@ -95,6 +97,28 @@ def test_labels_are_kept_by_subject_nested_and_with_both_classes():
     assert not validation_part(groups, rare, seed=3)[groups == 7].any(), "the only subject with the class stays on the training side"
     with pytest.raises(ValueError, match="one subject"):
         validation_part(np.zeros(5), np.zeros(5))
+
+
+def test_the_better_of_blend_and_members_is_chosen_inside_the_training_subjects(monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 30)
+    rng = np.random.default_rng(3)
+    x, g = rng.normal(size=(180, 12)), np.arange(180) // 6
+    y = (x.sum(1) + rng.normal(size=180) > 0).astype(np.int64)
+    y[:6] = -1
+    chosen = fit_chosen(x, y, g, "binary")
+    assert chosen.name == "linear" == max(chosen.figures, key=chosen.figures.get)  # a sum of many is a line's, not a tree's
+    fold = grouped_folds(g, y, 3, 0)
+    score = np.concatenate([fit_readout("linear", x[fold != f], y[fold != f], g[fold != f], "binary")(x[fold == f])[:, 0] for f in range(3)])
+    true = np.concatenate([y[fold == f] for f in range(3)])
+    assert chosen.figures["linear"] == pytest.approx(roc_auc_score(true[true >= 0], score[true >= 0]))
+    assert np.array_equal(chosen.predict(x), fit_readout("linear", x, y, g, "binary")(x)) and np.isfinite(chosen.threshold_K).all()
+    x, y, g = ring()
+    assert fit_chosen(x, y, g, "binary").name != "linear"
+    target = x[:, 0] ** 2
+    found = fit_chosen(x, target, g, "regression")
+    assert found.name != "linear" and found.figures[found.name] == min(found.figures.values()) and np.isnan(found.threshold_K).all()
+    two = fit_chosen(x, y, np.arange(300) // 150, "binary")
+    assert two.name == "blend" and np.isnan(two.figures["blend"])  # no inner fold can be fitted
 
 
 def test_two_subjects_leave_no_inner_fold_to_choose_a_threshold_on():

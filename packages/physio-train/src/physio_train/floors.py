@@ -15,6 +15,9 @@ from physio_train.metrics import macro_auroc, mae
 from physio_train.predictions import Predictions, align, concatenate, make
 from physio_train.protocol import Task, Windows
 
+BY_RECORDING = "inductive by recording, subjects unknown"
+HEADINGS = ("inductive", BY_RECORDING, "transductive")
+
 
 class Twin(NamedTuple):
     """The strongest setting of an untrained net and every setting's figure (mean over seeds and repeats)."""
@@ -97,9 +100,19 @@ def unseen(subjects_test: np.ndarray, seen: Collection[str] | None) -> np.ndarra
     return np.zeros(len(subjects_test), dtype=bool) if seen is None else ~np.isin(subjects_test, [*seen, ""])
 
 
-def heading(subjects_test: np.ndarray, seen: Collection[str] | None) -> str:
-    """`inductive` when no window of the test subjects was seen in pretraining, labelled or not; else, or where that is not known, `transductive`."""
-    return "inductive" if len(subjects_test) and unseen(subjects_test, seen).all() else "transductive"
+def heading(subjects_test: np.ndarray, seen: Collection[str] | None, recordings_test: np.ndarray | None = None) -> str:
+    """`inductive` when no window of the test subjects was seen in pretraining, labelled or not; else, or where that is not known, `transductive`.
+
+    A corpus that names no subjects may name its recordings in `seen` and `recordings_test`: none of them seen is `BY_RECORDING`.
+    """
+    if not len(subjects_test):
+        return "transductive"
+    new_N = unseen(subjects_test, seen)
+    if new_N.all():
+        return "inductive"
+    nameless_N = np.asarray(subjects_test).astype(str) == ""
+    by_recording = recordings_test is not None and (new_N | (nameless_N & unseen(recordings_test, seen))).all()
+    return BY_RECORDING if by_recording else "transductive"
 
 
 def _leak_part(rate_NK: np.ndarray, y_NK: np.ndarray, windows: Windows, task: Task, *, repeat: int, fold: str) -> Predictions:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from scipy.special import logit
 
+from physio_train.floors import headline
 from physio_train.folds import grouped_folds
 from physio_train.metrics import best_threshold
 from physio_train.probe import FLAT, Kind, ProbeConfig
@@ -38,11 +39,37 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     if name == "knn":
         return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
     if name == "blend":
-        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
-        return partial(_blended, parts, kind)
+        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in _blended(len(x_ND))]
+        return partial(_blend_of, parts, kind)
     if name not in ("forest", "boosted"):
         raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")
     return _fit_trees(name, x_ND, y, kind, len(classes), seed)
+
+
+class Chosen(NamedTuple):
+    """A read-out and what chose it: scores, F1-best thresholds (K,), its name, and every candidate's figure on inner folds (AUROC, or mean absolute error)."""
+
+    predict: Scores
+    threshold_K: np.ndarray
+    name: str
+    figures: dict[str, float]
+
+
+def fit_chosen(x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Chosen:
+    """The blend, or the member of it that is better on out-of-fold scores of three inner folds of the training subjects.
+
+    The figure is `floors.headline` of the pooled scores; the blend where none is better, or where the inner folds allow no figure. Its thresholds are of
+    the same scores. Labels and errors as `fit_readout`.
+    """
+    names = _blended(len(x_ND))
+    scores = _out_of_fold(names, x_ND, y, groups_N, kind, classes, seed)
+    scores = {"blend": _blend([scores[name] for name in names], kind)} | scores
+    label_NK = _targets(y, kind, len(classes))
+    known_N = np.isfinite(scores["blend"]).all(axis=1) & np.isfinite(label_NK).any(axis=1)
+    figures = {name: float(headline(label_NK[known_N], score_NK[known_N], kind)) if known_N.any() else np.nan for name, score_NK in scores.items()}
+    sign = -1.0 if kind == "regression" else 1.0
+    best = max(figures, key=lambda name: sign * figures[name] if np.isfinite(figures[name]) else -np.inf)
+    return Chosen(fit_readout(best, x_ND, y, groups_N, kind, classes, seed), _thresholds(scores[best], y, kind, classes), best, figures)
 
 
 def fit_thresholds(
@@ -51,14 +78,30 @@ def fit_thresholds(
     """F1-best thresholds (K,) on out-of-fold scores of three inner folds of the training subjects; NaN for regression and multi-class tasks."""
     if kind not in ("binary", "multilabel"):
         return np.full(max(1, len(classes)), np.nan)
-    y_NK = np.asarray(y, dtype=np.float64).reshape(len(x_ND), -1)
-    fold_N = grouped_folds(groups_N, np.where(y_NK >= 0, y_NK, np.nan) if kind == "multilabel" else y, min(3, len(np.unique(groups_N))), seed)
-    score_NK = np.full(y_NK.shape, np.nan)
+    return _thresholds(_out_of_fold((name,), x_ND, y, groups_N, kind, classes, seed)[name], y, kind, classes)
+
+
+def _out_of_fold(names: tuple[str, ...], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...], seed: int) -> dict:
+    """Scores (N, K) by name from three inner folds of the training subjects; NaN where the other folds do not allow a fit."""
+    y, groups_N = np.asarray(y), np.asarray(groups_N)
+    target_NK = _targets(y, kind, len(classes))
+    n_folds = min(3, len(np.unique(groups_N)))
+    fold_N = grouped_folds(groups_N, target_NK if kind == "multilabel" else y, n_folds, seed)
+    out = {name: np.full(target_NK.shape, np.nan) for name in names}
     for fold in np.unique(fold_N):
         rows = fold_N == fold
-        if len(np.unique(np.asarray(groups_N)[~rows])) > 1 and all(len(np.unique(column[~rows & (column >= 0)])) > 1 for column in y_NK.T):
-            score_NK[rows] = fit_readout(name, x_ND[~rows], np.asarray(y)[~rows], np.asarray(groups_N)[~rows], kind, classes, seed)(x_ND[rows])
-    known_NK = np.isfinite(score_NK) & (y_NK >= 0)
+        there = [column[~rows & np.isfinite(column)] for column in (target_NK.T if kind != "multiclass" else [np.where(y >= 0, y, np.nan)])]
+        if len(np.unique(groups_N[~rows])) > 1 and all(len(np.unique(column)) > 1 for column in there):
+            for name in names:
+                out[name][rows] = fit_readout(name, x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
+    return out
+
+
+def _thresholds(score_NK: np.ndarray, y: np.ndarray, kind: Kind, classes: tuple[str, ...]) -> np.ndarray:
+    if kind not in ("binary", "multilabel"):
+        return np.full(max(1, len(classes)), np.nan)
+    y_NK = _targets(y, kind, len(classes))
+    known_NK = np.isfinite(score_NK) & np.isfinite(y_NK)
     return np.array([best_threshold(y_NK[known, k], score_NK[known, k]) if known.any() else np.nan for k, known in enumerate(known_NK.T)])
 
 
@@ -140,7 +183,7 @@ def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
     return np.concatenate([part(x_MD) for part in parts], axis=1)
 
 
-def _blended(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
+def _blend_of(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
     return _blend([part(x_MD) for part in parts], kind)
 
 
@@ -171,6 +214,10 @@ def _medians(x_ND: np.ndarray) -> np.ndarray:
 def _filled(x_ND: np.ndarray, fill_D: np.ndarray) -> np.ndarray:
     x_ND = np.asarray(x_ND, dtype=np.float64)
     return np.where(np.isfinite(x_ND), x_ND, fill_D)
+
+
+def _blended(n_windows: int) -> tuple[str, ...]:
+    return tuple(name for name in BLENDED if name != "forest" or n_windows <= FOREST_WINDOWS)
 
 
 def _blend(scores: list[np.ndarray], kind: Kind) -> np.ndarray:

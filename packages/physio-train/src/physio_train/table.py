@@ -13,7 +13,7 @@ import numpy as np
 
 from physio_train import metrics
 from physio_train.comparisons import bootstrap_p, holm
-from physio_train.floors import headline
+from physio_train.floors import HEADINGS, headline
 from physio_train.predictions import Aligned, Predictions, align, same_windows
 from physio_train.statistics import MIN_CLUSTERS, interval, per_record_mean, replicates
 
@@ -57,7 +57,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """What a probe prints: a heading (inductive or transductive), the counts, the rows and the notes."""
+    """What a probe prints: a heading (one of `floors.HEADINGS`), the counts, the rows and the notes."""
 
     task: str
     kind: str
@@ -130,8 +130,8 @@ def score(
     its cell is empty. `settings` gives a row several candidates, {"twin": {"as initialised": predictions, ...}}: each cell then shows the strongest of them.
     `disjoint=True` adds the leak row, its cells the word `disjoint`. `kind` is inferred from the labels where it is not given.
     """
-    if heading not in ("inductive", "transductive"):
-        raise ValueError(f"heading must be inductive or transductive, got {heading!r}")
+    if heading not in HEADINGS:
+        raise ValueError(f"heading must be one of {'; '.join(HEADINGS)}, got {heading!r}")
     settings = settings or {}
     kind = kind or infer_kind(predictions)
     said = list(notes)
