@@ -191,6 +191,21 @@ def test_an_operator_without_counterpart_is_named(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+class Halving(Spectral):
+    """A network that pads with a zero before it takes maxima of negative numbers."""
+
+    def encode(self, x_BCT, **_):
+        y_BCT = torch.nn.functional.max_pool1d(torch.nn.functional.pad(-x_BCT.abs()[..., :255] - 1, (0, 1)), 2) * self.gain
+        return Encoded(y_BCT.transpose(1, 2), y_BCT[..., -8:].flatten(1), {"block1": y_BCT.transpose(1, 2)})
+
+
+def test_a_zero_before_a_maximum_stays_a_zero(tmp_path):
+    encoder, x_NCT = Encoder(Halving(), CONTRACT), windows(3)
+    given = Exported(export_onnx(encoder, tmp_path / "out"))(x_NCT, CONTRACT.spec)["embedding"]
+    assert np.abs(given - encoder(x_NCT, CONTRACT.spec).pooled_BD.numpy()).max() < 1e-6
+    assert not given[:, [7, 15]].any()  # the last of each channel met the zero
+
+
 def test_a_folder_that_holds_something_is_left_alone(tmp_path):
     (tmp_path / "mine").write_text("mine")
     with pytest.raises(FileExistsError, match="choose another folder"):

@@ -265,10 +265,45 @@ def _to_onnx(network: _Network, x: Tensor, file: Path) -> None:
             made = torch.onnx.export(program, (), input_names=graph_input, opset_version=OPSET, dynamo=True, verbose=False)
         _name_outputs(made.model.graph, network.names)
         made.save(str(file))
+        _keep_zero_padding(file)
     except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
         raise _refusal(error) from error
     finally:
         loud.setLevel(level)
+
+
+def _keep_zero_padding(file: Path) -> None:
+    """Zeros before a maximum become part of the signal: ONNX Runtime merges a `Pad` into `MaxPool`, whose own padding is minus infinity."""
+    import onnx
+
+    model = onnx.load(str(file))
+    graph = model.graph
+    values = {one.name: onnx.numpy_helper.to_array(one) for one in graph.initializer}
+    values |= {
+        node.output[0]: onnx.numpy_helper.to_array(node.attribute[0].t) for node in graph.node if node.op_type == "Constant" and node.attribute[0].HasField("t")
+    }
+    pooled = {node.input[0] for node in graph.node if node.op_type == "MaxPool"}
+    at = [i for i, node in enumerate(graph.node) if node.op_type == "Pad" and node.output[0] in pooled]
+    for i in reversed(at):
+        pad = graph.node[i]
+        pads = values.get(pad.input[1])
+        if pads is None or pads[:-1].any():
+            raise UnsupportedOperatorError(
+                f"padding {pad.name} before a maximum is not at the end of time alone, and ONNX Runtime would pad with minus infinity"
+            )
+        name, (source, padded) = f"{pad.name}_zeros", (pad.input[0], pad.output[0])
+        bounds = {"starts": [-int(pads[-1])], "ends": [2**63 - 1], "axes": [len(pads) // 2 - 1]}
+        graph.initializer.extend(onnx.numpy_helper.from_array(np.array(value, np.int64), f"{name}_{key}") for key, value in bounds.items())
+        graph.node.remove(pad)
+        made = [
+            onnx.helper.make_node("Slice", [source, *(f"{name}_{key}" for key in bounds)], [f"{name}_tail"], name=f"{name}_slice"),
+            onnx.helper.make_node("Sub", [f"{name}_tail", f"{name}_tail"], [name], name=f"{name}_sub"),
+            onnx.helper.make_node("Concat", [source, name], [padded], name=f"{name}_concat", axis=len(pads) // 2 - 1),
+        ]
+        for node in reversed(made):
+            graph.node.insert(i, node)
+    if at:
+        onnx.save(model, str(file))
 
 
 def _name_outputs(graph: Any, names: Sequence[str]) -> None:
