@@ -87,9 +87,11 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         if path is not None:
             prediction_files.write(path, predicted)
     if app.out is not None:
-        write_json(app.out / "table.json", shown.to_json() | {"by": groups})
+        own = by_subject(app.out, predicted, task)
+        write_json(app.out / "table.json", shown.to_json() | {"by": groups, "per_subject": own})
         (app.out / "table.md").write_text(shown.markdown() + "\n", encoding="utf-8")
-        by_subject(app.out, predicted, task)
+        for name, text in own.items():
+            say(f"{name}: {text['two_classes']} of {text['subjects']} subjects have both classes, mean AUROC of theirs {text['mean_auroc']}")
     lead = shown.rows[0].cells[shown.columns[0]] if shown.columns else None
     figure = {} if lead is None else {shown.columns[0]: lead.value, "interval": [lead.low, lead.high], "word": lead.word}
     return {"task": task.name, "windows": len(predicted), "heading": shown.heading, **figure, "by": groups, "out": app.out, "predictions": app.predictions}
@@ -164,11 +166,15 @@ def subgroups(predicted: Predictions, task: Task, store: Store | Stores, rows_N:
     return found
 
 
-def by_subject(out: Path, predicted: Predictions, task: Task) -> Path:
-    """per_subject.csv: windows, positives, mean label and mean score of every subject, and its own AUROC or why it has none."""
+def by_subject(out: Path, predicted: Predictions, task: Task) -> dict[str, dict[str, float | int | None]]:
+    """per_subject.csv: windows, positives, mean label and mean score of every subject, and its own AUROC or why it has none.
+
+    Returns for every class of a task with classes how many subjects there are, how many have both classes, and the mean AUROC of those (None: of nobody);
+    a subject of one class has no part in the mean.
+    """
     who = np.where(predicted.subject != "", predicted.subject, predicted.record)
-    path = out / "per_subject.csv"
-    with path.open("w", newline="", encoding="utf-8") as file:
+    own: dict[str, list[float]] = {c: [] for c in predicted.names}
+    with (out / "per_subject.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["subject", "class", "windows", "labelled", "positives", "label_rate", "mean_score", "auroc", "reason"])
         for name in np.unique(who):
@@ -178,10 +184,14 @@ def by_subject(out: Path, predicted: Predictions, task: Task) -> Path:
                 known = np.isfinite(y)
                 figure = auroc(y, s) if task.kind != "regression" and known.any() else float("nan")
                 reason = "" if np.isfinite(figure) else "no known label" if not known.any() else "a number" if task.kind == "regression" else "one class only"
+                own[c].append(figure)
                 positives = "" if task.kind == "regression" else int(np.nansum(y))
                 rate = f"{np.nanmean(y):.6g}" if known.any() else ""
                 writer.writerow([name, c, int(part.sum()), int(known.sum()), positives, rate, f"{s.mean():.6g}", f"{figure:.6g}" if not reason else "", reason])
-    return path
+    if task.kind == "regression":
+        return {}
+    two = {c: [figure for figure in figures if np.isfinite(figure)] for c, figures in own.items()}
+    return {c: {"subjects": len(own[c]), "two_classes": len(two[c]), "mean_auroc": round(float(np.mean(two[c])), 6) if two[c] else None} for c in own}
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import itertools
 import json
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,7 @@ from physio_models.himae import HiMaeConfig
 from physio_models.pretrained import save_pretrained
 from physio_train import metrics, readouts
 from physio_train import predictions as prediction_files
+from physio_train.protocol import Task
 
 NET = HiMaeConfig(n_channels=1, n_samples=250, widths=(4, 8))
 QUICK = ["--n-epochs", "2", "--max-steps", "6", "--twins", "1", "--jobs", "1", "--size", "tiny"]
@@ -130,6 +132,39 @@ def test_an_originals_backbone_and_probe_score_as_written_down(store, folder):
     assert (folder / "original" / "per_subject.csv").is_file()
     with pytest.raises(ValueError, match="all three"):
         evaluate.main(pair[:4] + pair[6:])
+
+
+def test_the_published_pair_scores_windows_as_its_parts_say(shared, folder):
+    fixtures = shared / "fixtures" / "himae"
+    weights, wave = np.load(fixtures / "himae_ref_weights.npz"), np.load(fixtures / "forward_L250.npz")
+    torch.save({key: torch.from_numpy(weights[key]) for key in weights.files}, folder / "himae.ckpt")
+    with h5py.File(folder / "pvc.h5", "w") as file:
+        file["ppg"], file["labels"], file["patient_ids"] = wave["x"][:, 0], np.array([0, 1, 0, 1]), np.array([3, 3, 4, 4])
+    prepare.main(["himae_pvc", "--root", str(folder / "pvc.h5"), "--out", str(folder / "pvc"), "--band", "none"])
+    pair = ["--ckpt", str(folder / "himae.ckpt"), "--reference", "himae", "--probe", str(fixtures / "pvc_linear_probe.pt")]
+    evaluate.main([*pair, "--data", str(folder / "pvc"), "--predictions", str(folder / "pvc.csv")])
+    state = torch.load(fixtures / "pvc_linear_probe.pt", map_location="cpu", weights_only=True)
+    weight, bias = (next(value for key, value in state.items() if key.endswith(end)).double().numpy() for end in ("weight", "bias"))
+    logit = wave["pooled_full/L5"].astype(np.float64) @ weight.T + bias
+    assert prediction_files.read(folder / "pvc.csv").scores["pvc"] == pytest.approx(1 / (1 + np.exp(-logit[:, 0])), abs=1e-5)
+
+
+def test_the_summary_by_patient_is_that_of_the_published_predictions(shared, tmp_path):
+    fixtures = shared / "fixtures" / "himae"
+    with (fixtures / "pvc_predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    y, score = (np.array([float(line[key]) for line in lines]) for key in ("label", "p_pvc"))
+    place = {"record": np.arange(len(lines)).astype(str), "start_s": np.zeros(len(lines))}
+    predicted = prediction_files.make("original", {"pvc": score}, labels={"pvc": y}, subject=np.array([line["patient_id"] for line in lines]), **place)
+    found = evaluate.by_subject(tmp_path, predicted, Task(name="pvc"))
+    published = json.loads((fixtures / "pvc_metrics.json").read_text())["per_patient"]
+    with (tmp_path / "per_subject.csv").open(newline="") as file:
+        own = {line["subject"]: line for line in csv.DictReader(file)}
+    assert own.keys() == published.keys() and len(own) == 17
+    for name, values in published.items():
+        assert (int(own[name]["windows"]), int(own[name]["positives"])) == (values["n"], values["pos"])
+        assert own[name]["auroc"] == "" if values["auc"] is None else float(own[name]["auroc"]) == pytest.approx(values["auc"], abs=1e-5)
+    assert found["pvc"]["two_classes"] == 14 and found["pvc"]["mean_auroc"] == pytest.approx(0.697, abs=5e-4)
 
 
 def test_robustness_has_a_row_for_every_condition(tuned, store, folder, capsys):
