@@ -74,8 +74,10 @@ def encoder(folder, store):
 def tuned(folder, store, encoder):
     """A fine-tuned folder and its summary."""
     out = folder / "tuned"
-    readouts.N_TREES, readouts.N_ROUNDS = 10, 5  # of the hand-crafted row, which these tests do not judge
-    summary = finetune.main(["--ckpt", str(encoder), "--data", str(store), "--task", "pvc", "--out", str(out), "--fractions", "0.2", "1", *QUICK])
+    with pytest.MonkeyPatch.context() as few:  # trees of the hand-crafted row, which these tests do not judge
+        few.setattr(readouts, "N_TREES", 10)
+        few.setattr(readouts, "N_ROUNDS", 5)
+        summary = finetune.main(["--ckpt", str(encoder), "--data", str(store), "--task", "pvc", "--out", str(out), "--fractions", "0.2", "1", *QUICK])
     return out, summary
 
 
