@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ import tyro
 import console
 import downstream
 import figures
+import stream as streaming
 import timeline
 from console import say
 from physio_data import open_recording
@@ -31,11 +33,11 @@ class Predict:
     """Scores of a recording, window by window and stitched over time."""
 
     file: tyro.conf.Positional[Path]
-    """WFDB record or header, EDF, CSV or text, HDF5, MATLAB or NumPy file."""
+    """WFDB record or header, EDF, CSV or text, HDF5, MATLAB or NumPy file; - with --stream reads CSV lines from standard input, as stream.py does."""
     ckpt: Path
     """A folder of probe.py or finetune.py --out."""
-    out: Path
-    """Folder for predictions, timeline, episodes, figure and report."""
+    out: Path | None = None
+    """Folder for predictions, timeline, episodes, figure and report. Needed but for standard input."""
     hop_s: float | None = None
     """From one window's start to the next one's, in seconds. Default: half a window."""
     lead: dict[str, str] | None = None
@@ -58,6 +60,10 @@ class Predict:
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(Predict, args=list(arguments), description=__doc__)
+    if str(app.file) == "-":
+        return from_stdin(app)
+    if app.out is None:
+        raise ValueError("--out must name the folder that the predictions, the timeline and the figure go to")
     saved = downstream.load(app.ckpt)
     window_s = saved.contract.window_s
     hop_s = window_s / 2 if app.hop_s is None else app.hop_s
@@ -100,6 +106,16 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         say(step)
     counts = {"windows": len(start_s_N), "windows_with_gaps": int(gaps_N.sum()), "duration_s": recording.duration_s}
     return counts | {"burden": burdens, "episodes": len(found), "out": app.out}
+
+
+def from_stdin(app: Predict) -> Mapping[str, object]:
+    """Scores of a running signal, a JSON line a window."""
+    if not app.stream or app.source_fs is None:
+        raise ValueError("standard input (-) is read with --stream and --source-fs HZ, a CSV line a sample")
+    if app.out is not None or app.lead or app.subject or app.threshold is not None or app.shortest_s:
+        raise ValueError("--out, --lead, --subject, --threshold and --shortest-s speak of a whole recording: leave them out for standard input")
+    given = {"channels": app.channels, "units": app.units, "hop_s": app.hop_s}
+    return {"windows": streaming.printed(streaming.stream(app.ckpt, sys.stdin, source_fs=app.source_fs, **given))}
 
 
 def thresholds(app: Predict, saved: downstream.Saved) -> dict[str, float]:

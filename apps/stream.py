@@ -60,16 +60,21 @@ class Scorer(NamedTuple):
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(StreamApp, args=list(arguments), description=console.paragraphs(__doc__))
     given = {name: getattr(app, name) for name in ("channels", "units", "hop_s", "settle_s", "on_nan")}
+    return {"windows": printed(stream(app.ckpt, sys.stdin, source_fs=app.source_fs, **given))}
+
+
+def printed(lines: Iterable[Mapping[str, Any]]) -> int:
+    """Print each mapping as one JSON line as soon as it is there; how many. `console.Stopped` where nobody reads them."""
     n = 0
     try:
-        for line in stream(app.ckpt, sys.stdin, source_fs=app.source_fs, **given):
+        for line in lines:
             print(json.dumps(line), flush=True)
             n += 1
     except BrokenPipeError:
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise console.Stopped("nobody reads the output any more", 0) from None
-    return {"windows": n}
+    return n
 
 
 def stream(

@@ -14,6 +14,7 @@ import pytest
 
 import compose
 import export
+import predict
 import prepare
 import stream as streaming_app
 from physio_data.store import Store
@@ -114,6 +115,20 @@ def test_a_stream_of_lines_gives_the_scores_of_the_same_preparation_offline(prob
     assert [line["odd"] for line in found] == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
     by_torch = list(streaming_app.stream(probe, lines_of(x_Cn, names, times), source_fs=SOURCE_HZ, hop_s=2.0))
     assert [line["odd"] for line in by_torch] == pytest.approx([line["odd"] for line in found], abs=1e-4)
+
+
+def test_predict_reads_the_same_lines_from_standard_input(exported, store, monkeypatch, capsys):
+    x_Cn = pulses()
+    lines = list(lines_of(x_Cn, store.channels))
+    found = list(streaming_app.stream(exported, lines, source_fs=SOURCE_HZ, hop_s=2.0))
+    monkeypatch.setattr("sys.stdin", iter(lines))
+    flags = ["--ckpt", str(exported), "--stream", "--hop-s", "2"]
+    assert predict.main(["-", *flags, "--source-fs", str(SOURCE_HZ)]) == {"windows": len(found)} and len(found) > 1
+    assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == found
+    with pytest.raises(ValueError, match="--stream and --source-fs HZ"):
+        predict.main(["-", *flags])
+    with pytest.raises(ValueError, match="--out must name the folder"):
+        predict.main(["some.csv", "--ckpt", str(exported)])
 
 
 def test_lost_samples_are_refused_or_make_a_gap(exported, store):
