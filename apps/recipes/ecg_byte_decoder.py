@@ -18,7 +18,7 @@ from tokens import Tokens
 def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfig:
     """tiny: seconds; fast: minutes on two cores; reference: the original's network, 2048 tokens of a vocabulary of 10,259, batch 128.
 
-    `--model.head-depth 4 --normalization lead_zscore` adds the flow-matching signal head; `--weights RUN --model.freeze-decoder True` trains it alone on
+    `--model.head-depth 4 --normalization lead_zscore` adds the flow-matching signal head; `--weights RUN --model.freeze-decoder` trains it alone on
     a decoder that RUN trained. Tokens are always of the signal as it is stored.
     """
     fs = 250.0 if size == "reference" else 100.0
