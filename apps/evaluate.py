@@ -33,7 +33,12 @@ from physio_train.run import write_json
 from physio_train.table import Table
 from questions import heading_of, subjects_of, task_of, windows_of
 
-SUBCOMMANDS = {"resolution": "resolution:main", "robustness": "robustness:main"}
+SUBCOMMANDS = {
+    "imputation": "imputation:main",
+    "reconstruction": "reconstruction:main",
+    "resolution": "resolution:main",
+    "robustness": "robustness:main",
+}
 AGE_BANDS = ((0, 40), (40, 60), (60, 75), (75, 200))  # years, the upper end left out
 
 

@@ -4,17 +4,17 @@ import csv
 import json
 from types import SimpleNamespace
 
-import continuation
-import imputation
 import numpy as np
 import pytest
-import reconstruction
 import torch
-from continuation import Network, Sampling
 
+import continuation
 import forecast
 import generate
+import imputation
 import prepare
+import reconstruction
+from continuation import Network, Sampling
 from physio_bpe import train
 from physio_bpe.quantize import RecordMinMax
 from physio_data.store import Store
