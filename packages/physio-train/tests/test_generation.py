@@ -49,7 +49,7 @@ def test_mmd_of_one_distribution_is_zero_on_average():
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=30), st.lists(st.integers(-5, 5), min_size=1, max_size=30))
 def test_the_ks_distance_is_scipys(a, b):
-    assert generation.ks_distance([*a, np.nan], b) == pytest.approx(stats.ks_2samp(a, b).statistic)
+    assert generation.ks_distance([*a, np.nan], b) == pytest.approx(stats.ks_2samp(a, b, method="asymp").statistic)
     assert np.isnan(generation.ks_distance([np.nan], b))
 
 
