@@ -17,7 +17,12 @@ def test_no_module_loads_what_it_may_never_need(modules):
     assert json.loads(done.stdout) == []
 
 
-def test_importing_costs_less_than_three_tenths_of_a_second_of_processor_time():
-    code = "import time; before = time.process_time(); import physio_data; print(time.process_time() - before)"
-    seconds = [float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout) for _ in range(3)]
-    assert min(seconds) < 0.3
+def test_importing_costs_hardly_more_than_numpy_and_h5py():
+    """Processor time, the least of several processes each, in turn: what NumPy and h5py cost differs between machines by more than our own share."""
+
+    def seconds(modules: str) -> float:
+        code = f"import time; before = time.process_time(); import {modules}; print(time.process_time() - before)"
+        return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+    ours, theirs = zip(*((seconds("physio_data"), seconds("numpy, h5py")) for _ in range(5)), strict=True)
+    assert min(ours) < min(theirs) + 0.15

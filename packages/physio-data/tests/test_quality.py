@@ -152,9 +152,9 @@ def test_skewness_and_relative_power_equal_their_formulas():
 def test_thousands_of_windows_a_second():
     x_NCT = pulses(n=2000)
     check(x_NCT[:10], 25.0)
-    start = time.perf_counter()
+    start = time.process_time()
     check(x_NCT, 25.0)
-    assert 2000 / (time.perf_counter() - start) > 1000
+    assert 2000 / (time.process_time() - start) > 1000
 
 
 @pytest.mark.parametrize("bad", [{"flat_fraction": 2.0}, {"min_bpm": 0.0}, {"min_bpm": 300.0}, {"min_template_ppg": 2.0}])
