@@ -5,48 +5,20 @@ The original's corpus of watches is not public; this takes the built-in cohort, 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from compose import Cohort, PretrainConfig, ReadOut, fast_precision
+from compose import PretrainConfig
 from physio_models.cwt_mae import CwtMaePairConfig
 from physio_models.objectives.paired_contrastive import PairedContrastive
-from physio_train import FitConfig
+from recipes import cwt_mae_v3
 
 
 def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfig:
     """tiny: seconds; fast: a small network for minutes on two cores; reference: the original's network, stages and training.
 
-    The shorter sizes give each stage a larger share of the run: the original's 4 and 10 of 200 epochs would be a few steps.
+    Cohort, fit and read-out are those of `cwt_mae_v3`. The shorter sizes give each stage a larger share of the run: the original's
+    4 and 10 of 200 epochs would be a few steps.
     """
-    n_subjects = {"tiny": 20, "fast": 200, "reference": 4000}[size]
-    minutes = {"tiny": 1.0, "fast": 4.0, "reference": 10.0}[size]
-    n_steps = {"tiny": 10, "fast": 500, "reference": None}[size]
-    return PretrainConfig(
-        cohort=Cohort(
-            corpus="synthetic",
-            leads=("PPG", "ECG"),
-            window_s=10.0,
-            hop_s=10.0,
-            fs=100.0,
-            band=(0.5, 40.0),
-            options={"signal": "both", "n_subjects": n_subjects, "minutes": minutes},
-        ),
-        model=CwtMaePairConfig.preset(size, n_samples=1000),
-        objective=PairedContrastive() if size == "reference" else PairedContrastive(stages=(0.2, 0.5)),
-        fit=FitConfig(
-            n_steps=n_steps,
-            n_epochs=200 if n_steps is None else None,
-            batch_size={"tiny": 16, "fast": 32, "reference": 360}[size],
-            lr=1.5e-4 * 360 / 256 if size == "reference" else 1e-3,
-            weight_decay=0.05,
-            decay_all=size == "reference",
-            warmup=0.05,
-            schedule="cosine",
-            clip_norm=3.0,
-            precision=fast_precision(),
-            checkpoint_every=None if n_steps is None else max(1, n_steps // 5),
-            validate_every=None if n_steps is None else max(1, n_steps // 5),
-        ),
-        normalization="lead_zscore",
-        probe=ReadOut(task="pvc", level="block4" if size == "fast" else "all", pool="mean+std"),
-    )
+    objective = PairedContrastive() if size == "reference" else PairedContrastive(stages=(0.2, 0.5))
+    return replace(cwt_mae_v3.recipe(size), model=CwtMaePairConfig.preset(size, n_samples=1000), objective=objective)
