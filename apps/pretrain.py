@@ -9,7 +9,6 @@ uv run apps/pretrain.py himae_ppg --save weights/himae     the small weights and
 from __future__ import annotations
 
 import argparse
-import errno
 import json
 import os
 import tempfile
@@ -36,6 +35,7 @@ from compose import Parts, PretrainConfig, Size
 from console import say
 from encoders import Origin, check_free, hand_on
 from physio_bpe import Tokenizer
+from physio_data.journal import is_disk_full
 from physio_data.store import Store, Stores
 from physio_models.interface import evaluating
 from physio_models.normalize import normalize
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
         with session(timeout_s=app.cfg.fit.timeout_s) as world:
             summary = run(app, world)
     except OSError as error:
-        if not no_space(error):
+        if not is_disk_full(error):
             raise
         raise console.Failed(f"no space left for the run folder ({error}): free some, or name another disk with --out") from None
     return None if summary is None else {**summary, "seconds": round(time.monotonic() - began, 1)}
@@ -134,15 +134,11 @@ def recoverable(folder: Path) -> Iterator[None]:
     except (RankLostError, NonFiniteLossError, OutOfDeviceMemoryError) as error:
         raise console.Failed(f"{error}; go on with: {again(folder)}") from None
     except (OSError, SafetensorError) as error:
-        if not no_space(error):
+        if not is_disk_full(error):
             raise
         raise console.Failed(f"no space left on the disk of {folder}; what was saved before is whole. Free some, and go on with: {again(folder)}") from None
     except KeyboardInterrupt:
         raise console.Stopped(f"nothing was lost but the steps since the last checkpoint; go on with: {again(folder)}") from None
-
-
-def no_space(error: Exception) -> bool:
-    return getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
 
 
 def parse(arguments: Sequence[str]) -> Pretrain:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from physio_data import manifest
 from physio_data.corpora.contract import TaskSpec
 
 On = Literal["subject", "record", "segment"]
@@ -170,7 +170,7 @@ def file_sha256(path: str | Path) -> str:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    return manifest.file_sha256(path)
 
 
 def read_rows(path: Path, needed: Sequence[str]) -> list[Row]:

@@ -63,13 +63,18 @@ def _locked_file(path: Path):
         file.close()  # its holder removed it between our opening and locking it
 
 
+def is_disk_full(error: Exception) -> bool:
+    """Whether an error means "no space left"; h5py and safetensors report the errno in their text only."""
+    return getattr(error, "errno", None) == errno.ENOSPC or "No space left on device" in str(error)
+
+
 @contextmanager
 def saying_disk_full(folder: Path) -> Iterator[None]:
     """Turn "no space left", however it is reported, into one OSError(ENOSPC) that names the folder and the way on."""
     try:
         yield
-    except OSError as error:  # h5py reports the errno in its text only
-        if error.errno != errno.ENOSPC and "No space left on device" not in str(error):
+    except OSError as error:
+        if not is_disk_full(error):
             raise
         raise OSError(
             errno.ENOSPC, f"no space left on the disk of {folder}; what is finished is kept: free some space and run the same prepare again, it resumes"
