@@ -1,17 +1,17 @@
 """Fine-tuned encoders and saved read-outs: trained, written, read back, applied to windows. N windows, K score columns.
 
 A folder that `--ckpt` reads holds the encoder as `save_pretrained` writes it, and `head.json` with `head.safetensors`: a probe's (`physio_train.probe`), or a
-fine-tuned head's.
+fine-tuned head's. One with `minirocket.json` holds fixed convolutions and a ridge (`physio_train.minirocket`) instead of an encoder.
 """
 
 from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from physio_models.contract import Encoder, InputContract, SignalSpec
 from physio_models.pooling import pool_levels
 from physio_models.pretrained import from_pretrained, save_pretrained
 from physio_models.reference import load_reference, reference_encoder
-from physio_train import Batches, FitConfig, fit
+from physio_train import Batches, FitConfig, fit, minirocket
 from physio_train import finetune as tuning
 from physio_train import probe as probes
 from physio_train.floors import headline
@@ -45,7 +45,7 @@ class TuneConfig:
     """How an encoder and a head are trained on labels."""
 
     head: HeadName = "linear"
-    """What makes tokens a vector: linear (mean, maximum, deviation), attention, or query_pool (also: cot)."""
+    """What makes tokens a vector: linear (mean, maximum, deviation), attention, query_pool (also: cot), or the network's own pooling (pooled)."""
     level: tyro.conf.Suppress[str] = "all"  # a level of the encoder, or all of them: the app's own --level
     loss: LossName = "cross_entropy"
     """cross_entropy, focal, or arcface."""
@@ -61,7 +61,11 @@ class TuneConfig:
     """Peak learning rate, of the head."""
     weight_decay: float = 0.05
     n_epochs: int = 20
-    """Passes over the training windows; the best by the validation windows is kept."""
+    """Passes over the training windows."""
+    keep: Literal["best", "last"] = "best"
+    """The best pass by the validation windows; or the last one, trained on the validation windows too: nothing is chosen, thresholds are 0.5."""
+    ema_decay: float | None = None
+    """Averages weights over steps, and keeps the average."""
     max_steps: int = 2000
     """Optimiser steps at most."""
     batch_size: int = 32
@@ -77,10 +81,10 @@ class Tuned:
         self.threshold_K = np.full(len(task.columns), np.nan)
 
     @torch.no_grad()
-    def scores(self, x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
+    def scores(self, x_BCT: Any, spec: SignalSpec, valid_BT: Any = None, channel_present_BC: Any = None) -> np.ndarray:
         """Scores (B, K) float64 of windows in physical units; a network that reads tokens tokenises them."""
-        x_BCT, valid_BT, _ = self.encoder.prepare(x_BCT, spec, valid_BT=valid_BT)
-        return self.objective.scores(self.classifier(x_BCT, valid_BT)).double().cpu().numpy()
+        x_BCT, valid_BT, present_BC = self.encoder.prepare(x_BCT, spec, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+        return self.objective.scores(self.classifier(x_BCT, valid_BT, present_BC)).double().cpu().numpy()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +97,22 @@ class Normalised:
 
     def batch(self, numbers: np.ndarray) -> dict[str, Any]:
         batch = self.store.batch(self.question.rows_N[numbers])
-        x_BCT, valid_BT, _ = self.encoder.prepare(batch["signal"], compose.spec_of(self.store), valid_BT=batch.get("valid"))
-        more = {} if valid_BT is None else {"valid": valid_BT}
+        given = {"valid_BT": batch.get("valid"), "channel_present_BC": batch.get("channel_present")}
+        x_BCT, valid_BT, present_BC = self.encoder.prepare(batch["signal"], compose.spec_of(self.store), **given)
+        more = {name: value for name, value in (("valid", valid_BT), ("channel_present", present_BC)) if value is not None}
         return {"signal": x_BCT, "label": np.asarray(self.question.windows.y)[numbers], "index": np.asarray(numbers), **more}
 
 
 def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: np.ndarray, held_N: np.ndarray, cfg: TuneConfig, seed: int) -> Tuned:
-    """Train a copy of the encoder with a new head on `train_N` (numbers into the question); `held_N` chooses epoch and thresholds, and trains nothing."""
+    """Train a copy of the encoder with a new head on `train_N` (numbers into the question); `held_N` chooses epoch and thresholds, and trains nothing,
+    unless `cfg.keep` is last."""
     task, y = question.task, np.asarray(question.windows.y, dtype=np.float64)
     labelled = np.isfinite(y) if task.kind == "regression" else y >= 0
     labelled = labelled.any(axis=1) if labelled.ndim > 1 else labelled
     train_N, held_N = train_N[labelled[train_N]], held_N[labelled[held_N]]
-    if not len(train_N) or not len(held_N):
+    if cfg.keep == "last":
+        train_N = np.concatenate([train_N, held_N])
+    if not len(train_N) or (not len(held_N) and cfg.keep == "best"):
         raise ValueError(f"task {task.name!r}: {len(train_N)} training and {len(held_N)} validation windows have a label; both sides need some")
     if task.kind in ("binary", "multiclass") and len(np.unique(y[train_N])) < 2:
         raise ValueError(f"task {task.name!r}: the training windows hold one class only; a classifier needs two")
@@ -131,20 +139,23 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
     size = min(cfg.batch_size, len(train_N))
     per_epoch = max(1, len(train_N) // size)
     n_steps = min(cfg.max_steps, cfg.n_epochs * per_epoch)
-    rates = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "warmup": 0.1, "layer_decay": cfg.layer_decay}
+    rates = {"lr": cfg.lr, "weight_decay": cfg.weight_decay, "warmup": 0.1, "layer_decay": cfg.layer_decay, "ema_decay": cfg.ema_decay}
     settings = FitConfig(n_steps=n_steps, batch_size=size, seed=seed, validate_every=per_epoch, **rates)
     tuned = Tuned(encoder, classifier, objective, task, cfg)
     best, kept, kept_score = -np.inf, None, None
     for step in fit(classifier, objective, Batches(data, train_N, batch_size=size, seed=seed), settings):
-        if step.validate_due:
+        if step.validate_due and cfg.keep == "best":
+            tuned.classifier = step.state.eval_model
             score_NK = predict(tuned, store, question.rows_N[held_N])
             figure = headline(task.columns_of(question.windows.y[held_N]), score_NK, task.kind) * (-1 if task.kind == "regression" else 1)
             if kept is None or figure > best:
-                best, kept_score, kept = figure, score_NK, copy.deepcopy(classifier.state_dict())
+                best, kept_score, kept = figure, score_NK, copy.deepcopy(tuned.classifier.state_dict())
             classifier.train()
-    classifier.load_state_dict(kept)
-    classifier.eval()
-    if task.kind in ("binary", "multilabel"):
+    classifier.load_state_dict(step.state.eval_model.state_dict() if kept is None else kept)
+    tuned.classifier = classifier.eval()
+    if kept is None:
+        tuned.threshold_K[:] = 0.5 if task.kind in ("binary", "multilabel") else np.nan
+    elif task.kind in ("binary", "multilabel"):
         label_NK = task.columns_of(question.windows.y[held_N])
         tuned.threshold_K = np.array([best_threshold(label_NK[:, k], kept_score[:, k]) for k in range(label_NK.shape[1])])
     return tuned
@@ -157,7 +168,7 @@ def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray) -> 
         model.classifier.eval()
     for start in range(0, len(rows_N), BATCH):
         batch = store.batch(rows_N[start : start + BATCH])
-        out.append(model.scores(batch["signal"], spec, batch.get("valid")))
+        out.append(model.scores(batch["signal"], spec, batch.get("valid"), batch.get("channel_present")))
     return np.concatenate(out)
 
 
@@ -166,17 +177,14 @@ def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray) -> 
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A saved encoder with its read-out: `scores(x_BCT, spec, valid_BT)` gives (B, K)."""
+    """A saved encoder with its read-out: `scores(x_BCT, spec, valid_BT, channel_present_BC)` gives (B, K)."""
 
-    encoder: Encoder
+    contract: InputContract
+    seen: Mapping[str, Any] | None  # what pretraining and fitting saw; None: unknown
     task: Task
     scores: Callable[..., np.ndarray]
     threshold_K: np.ndarray
-    kind: str  # probe, finetuned, or the original's
-
-    @property
-    def contract(self) -> InputContract:
-        return self.encoder.contract
+    kind: str  # probe, finetuned, minirocket, or the original's
 
 
 def save_tuned(folder: Path, tuned: Tuned) -> Path:
@@ -200,6 +208,8 @@ def load(path: Path, *, reference: str | None = None, probe: Path | None = None,
         raise ValueError("an original's pair is --ckpt FILE --reference ROW --probe FILE, all three")
     if reference is not None:
         return original_pair(path, reference, probe, spec)
+    if (Path(path) / minirocket.META_FILE).is_file():
+        return _rocket(Path(path))
     if not (Path(path) / META_FILE).is_file():
         raise ValueError(f"{path} holds an encoder without a head: fit one with probe.py or finetune.py --out DIR, and give that folder")
     meta = json.loads((Path(path) / META_FILE).read_text(encoding="utf-8"))
@@ -223,7 +233,7 @@ def _tuned(path: Path, encoder: Encoder, meta: dict[str, Any]) -> Saved:
         raise ValueError(f"{path / HEAD_FILE} does not fit its encoder ({str(error).splitlines()[0]}); save the model again") from None
     tuned = Tuned(encoder, classifier, objective, task, cfg)
     thresholds = np.array([np.nan if t is None else t for t in meta["thresholds"]])
-    return Saved(encoder=encoder, task=task, scores=tuned.scores, threshold_K=thresholds, kind="finetuned")
+    return Saved(contract=contract, seen=encoder.seen, task=task, scores=tuned.scores, threshold_K=thresholds, kind="finetuned")
 
 
 def _probe(path: Path, encoder: Encoder) -> Saved:
@@ -232,10 +242,32 @@ def _probe(path: Path, encoder: Encoder) -> Saved:
     task = Task(name=fitted.more["task"], kind=kind, classes=fitted.classes if kind in ("multiclass", "multilabel") else ())
     level, pool = fitted.more["level"], fitted.more["pool"]
 
-    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
-        return fitted.predict(encoder.features(x_BCT, spec, level=level, pool=pool, valid_BT=valid_BT).cpu().numpy())
+    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None, channel_present_BC: Any = None) -> np.ndarray:
+        given = {"valid_BT": valid_BT, "channel_present_BC": channel_present_BC}
+        return fitted.predict(encoder.features(x_BCT, spec, level=level, pool=pool, **given).cpu().numpy())
 
-    return Saved(encoder=encoder, task=task, scores=scores, threshold_K=fitted.threshold_K, kind="probe")
+    return Saved(contract=encoder.contract, seen=encoder.seen, task=task, scores=scores, threshold_K=fitted.threshold_K, kind="probe")
+
+
+def save_rocket(folder: Path, model: minirocket.MiniRocket, task: Task, contract: InputContract, seen: Mapping[str, Any]) -> Path:
+    """Write a fitted MiniRocket with what its input must be and whom it saw."""
+    minirocket.save(folder, model)
+    for name, document in (("contract.json", contract.to_json()), ("seen.json", dict(seen)), ("task.json", asdict(task))):
+        write_json(folder / name, document)
+    return folder
+
+
+def _rocket(path: Path) -> Saved:
+    model = minirocket.load(path)
+    contract, seen, task = (json.loads((path / name).read_text(encoding="utf-8")) for name in ("contract.json", "seen.json", "task.json"))
+    contract = InputContract.from_json(contract)
+
+    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None, channel_present_BC: Any = None) -> np.ndarray:
+        place = contract.check(spec)
+        return model.scores(np.asarray(x_BCT)[:, place.order[0]] * place.factors[0])
+
+    task = Task(**{**task, "classes": tuple(task["classes"])})
+    return Saved(contract=contract, seen=seen, task=task, scores=scores, threshold_K=np.full(len(task.columns), np.nan), kind="minirocket")
 
 
 def original_pair(path: Path, reference: str, probe: Path, spec: SignalSpec | None) -> Saved:
@@ -254,8 +286,8 @@ def original_pair(path: Path, reference: str, probe: Path, spec: SignalSpec | No
     deepest = encoder.level_names[-1]
 
     @torch.no_grad()
-    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None) -> np.ndarray:
-        z_BK = head(pool_levels(encoder(x_BCT, spec, valid_BT=valid_BT), deepest, "mean")).double()
+    def scores(x_BCT: Any, spec: SignalSpec, valid_BT: Any = None, channel_present_BC: Any = None) -> np.ndarray:
+        z_BK = head(pool_levels(encoder(x_BCT, spec, valid_BT=valid_BT, channel_present_BC=channel_present_BC), deepest, "mean")).double()
         return (z_BK.sigmoid() if z_BK.shape[1] == 1 else z_BK.softmax(dim=1)[:, 1:]).numpy()
 
-    return Saved(encoder=encoder, task=Task(name="pvc"), scores=scores, threshold_K=np.array([0.5]), kind=reference)
+    return Saved(contract=encoder.contract, seen=encoder.seen, task=Task(name="pvc"), scores=scores, threshold_K=np.array([0.5]), kind=reference)

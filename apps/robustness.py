@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tyro
@@ -30,6 +31,14 @@ from questions import heading_of, task_of, windows_of
 REDUCED = (("I", "II", "III", "aVR", "aVL", "aVF"), ("I", "II", "III", "V2"), ("I", "II", "V2"), ("I", "II"))
 Change = Callable[[np.ndarray, float, np.ndarray], np.ndarray]
 """(windows (B, C, T), rate in Hz, row numbers) -> windows changed, of the same shape."""
+
+
+class Condition(NamedTuple):
+    """A row of the table: what is done to the windows, and which leads the model is told are missing."""
+
+    name: str
+    change: Change
+    lost: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +74,10 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
     windows = windows_of(store, task, rows_N)
     label_NK = task.columns_of(windows.y)
-    parts, notes = [], []
-    for name, change in conditions(app, store, rows_N):
+    parts, notes = [], [f"{hz:g} Hz hum: no row, a signal of {store.fs:g} Hz holds none" for hz in app.hum_hz if hz >= store.fs / 2]
+    for name, change, lost in conditions(app, store):
         try:
-            score_NK = scored(saved, store, rows_N, change)
+            score_NK = scored(saved, store, rows_N, change, lost)
         except (ContractError, ValueError) as error:
             notes.append(f"{name}: no cell, {error}")
             continue
@@ -76,7 +85,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         columns = {c: score_NK[:, k] for k, c in enumerate(task.columns)}
         parts.append(make(name, columns, labels={c: label_NK[:, k] for k, c in enumerate(task.columns)}, **place))
     predicted = concatenate(parts)
-    seen = None if saved.encoder.seen is None else saved.encoder.seen["subjects"]
+    seen = None if saved.seen is None else saved.seen["subjects"]
     shown = table.score(predicted, kind=task.kind, heading=heading_of(store, rows_N, seen), reference="as it is", task=task.name, notes=notes)
     print(shown.plain(), flush=True)
     lead = table.COLUMNS[task.kind][0]
@@ -89,30 +98,40 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     return {"task": task.name, lead: {row.name: row.cells[lead].value for row in shown.rows}, "out": app.out}
 
 
-def scored(saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray, change: Change) -> np.ndarray:
-    """Scores (N, K) of changed windows."""
+def scored(saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray, change: Change, lost: Sequence[int] = ()) -> np.ndarray:
+    """Scores (N, K) of changed windows; a lead that is lost reads as zeros, and the model is told."""
     spec, out = compose.spec_of(store), []
     for start in range(0, len(rows_N), downstream.BATCH):
         some = rows_N[start : start + downstream.BATCH]
         batch = store.batch(some)
-        out.append(saved.scores(change(batch["signal"], store.fs, some).astype(np.float32), spec, batch.get("valid")))
+        x_BCT, present_BC = change(batch["signal"], store.fs, some).astype(np.float32), batch.get("channel_present")
+        if lost:
+            present_BC = np.ones(x_BCT.shape[:2], bool) if present_BC is None else np.array(present_BC)
+            present_BC[:, list(lost)] = False
+            x_BCT[:, list(lost)] = 0.0
+        out.append(saved.scores(x_BCT, spec, batch.get("valid"), present_BC))
     return np.concatenate(out)
 
 
-def conditions(app: Robustness, store: Store | Stores, rows_N: np.ndarray) -> list[tuple[str, Change]]:
-    """Every condition's name and change; the windows as they are first."""
-    found: list[tuple[str, Change]] = [("as it is", lambda x, fs, rows: x)]
-    found += [(f"noise at {snr:g} dB", noisy(snr)) for snr in app.snr_db]
-    found += [(f"recorded at {hz:g} Hz", recorded_at(hz)) for hz in app.rates_hz if hz < store.fs]
-    found += [(f"{hz:g} Hz hum", humming(hz)) for hz in app.hum_hz if hz < store.fs / 2]
-    found.append(("flipped", lambda x, fs, rows: -x))
+def conditions(app: Robustness, store: Store | Stores) -> list[Condition]:
+    """Every condition; the windows as they are first."""
+    found = [Condition("as it is", same)]
+    found += [Condition(f"noise at {snr:g} dB", noisy(snr)) for snr in app.snr_db]
+    found += [Condition(f"recorded at {hz:g} Hz", recorded_at(hz)) for hz in app.rates_hz if hz < store.fs]
+    found += [Condition(f"{hz:g} Hz hum", humming(hz)) for hz in app.hum_hz if hz < store.fs / 2]
+    found.append(Condition("flipped", lambda x, fs, rows: -x))
     if len(store.channels) > 1:
-        found += [(f"without {name}", without(c)) for c, name in enumerate(store.channels)]
+        found += [Condition(f"without {name}", same, (c,)) for c, name in enumerate(store.channels)]
     for leads in REDUCED:
-        lost = [c for c, name in enumerate(store.channels) if name not in leads]
+        lost = tuple(c for c, name in enumerate(store.channels) if name not in leads)
         if len(store.channels) == 12 and set(leads) <= set(store.channels):
-            found.append((f"{len(leads)} leads ({', '.join(leads)})", without(*lost)))
+            found.append(Condition(f"{len(leads)} leads ({', '.join(leads)})", same, lost))
     return found
+
+
+def same(x_BCT: np.ndarray, fs: float, rows_B: np.ndarray) -> np.ndarray:
+    """The windows as they are."""
+    return x_BCT
 
 
 def noisy(snr_db: float, seed: int = 0) -> Change:
@@ -144,16 +163,5 @@ def humming(hz: float, share: float = 0.1) -> Change:
         phase_B11 = (np.asarray(rows_B) * 0.7548776662)[:, None, None] * 2 * np.pi
         wave_BCT = np.sin(2 * np.pi * hz * np.arange(x_BCT.shape[2]) / fs + phase_B11)
         return x_BCT + share * np.sqrt(2) * x_BCT.std(axis=2, keepdims=True) * wave_BCT
-
-    return change
-
-
-def without(*channels: int) -> Change:
-    """Leads that came off: nothing but zeros."""
-
-    def change(x_BCT: np.ndarray, fs: float, rows_B: np.ndarray) -> np.ndarray:
-        out_BCT = x_BCT.copy()
-        out_BCT[:, list(channels)] = 0.0
-        return out_BCT
 
     return change

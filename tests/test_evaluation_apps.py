@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -184,6 +185,51 @@ def test_robustness_has_a_row_for_every_condition(tuned, store, folder, capsys):
     slow, fast = np.sin(2 * np.pi * 3 * np.arange(500) / 100), np.sin(2 * np.pi * 40 * np.arange(500) / 100)
     back = robustness.recorded_at(50.0)(np.stack([slow, fast])[:, None], 100.0, np.arange(2))[:, 0, 100:400]
     assert np.abs(back[0] - slow[100:400]).max() < 0.02 and np.abs(back[1]).max() < 0.05
+
+
+def test_a_lead_that_is_lost_reads_as_zeros_and_is_told(tmp_path):
+    prepare.main(
+        [
+            "synthetic",
+            "--out",
+            str(tmp_path / "two"),
+            "--leads",
+            "ECG,PPG",
+            "--fs",
+            "100",
+            "--band",
+            "0.5,40",
+            "--option",
+            "signal",
+            "both",
+            "n_subjects",
+            "3",
+            "minutes",
+            "0.5",
+        ]
+    )
+    store, asked = Store(tmp_path / "two"), []
+
+    def scores(x_BCT, spec, valid_BT=None, channel_present_BC=None):
+        asked.append((x_BCT, channel_present_BC))
+        return np.zeros((len(x_BCT), 1))
+
+    app = robustness.Robustness(ckpt=tmp_path, data=(tmp_path,), hum_hz=())
+    for name, change, lost in robustness.conditions(app, store):
+        robustness.scored(SimpleNamespace(scores=scores), store, store.rows(), change, lost)
+        x_BCT, present_BC = asked[-1]
+        gone = [name.endswith(channel) and name.startswith("without") for channel in store.channels]
+        assert (present_BC is None) == (not any(gone)) and (present_BC is None or (present_BC == ~np.array(gone)).all())
+        assert [not x_BCT[:, c].any() for c in range(2)] == gone
+    assert len(asked) == 10 and np.any(store.batch(store.rows())["signal"][:, 0])
+
+
+def test_hum_that_the_rate_cannot_hold_is_told_and_no_row(tuned, store, folder):
+    out, _ = tuned
+    flags = ["robustness", "--ckpt", str(out), "--data", str(store), "--use", "test", "--snr-db", "20", "--rates-hz", "1000", "--hum-hz", "5", "60"]
+    summary = evaluate.main([*flags, "--out", str(folder / "hum")])
+    assert list(summary["AUROC"]) == ["as it is", "noise at 20 dB", "5 Hz hum", "flipped"]
+    assert "60 Hz hum: no row" in (folder / "hum" / "table.md").read_text()
 
 
 def test_resolution_finds_the_receptive_field_and_controls_the_width(store, encoder, folder):

@@ -37,7 +37,8 @@ class Tiny(nn.Module):
         a = self.embed(x_BCT.reshape(len(x_BCT), 8, 4))
         b = torch.tanh(self.blocks[0](a))
         c = self.norm(torch.tanh(self.blocks[1](b)))
-        return Encoded(c, c.mean(1), OrderedDict(block1=b, block2=c))
+        real = torch.ones(c.shape[:2]) if valid_BT is None else self.token_valid(valid_BT)["block2"].float()
+        return Encoded(c, (c * real[..., None]).sum(1) / real.sum(1, keepdim=True), OrderedDict(block1=b, block2=c))
 
     def token_valid(self, valid_BT):
         tokens = valid_BT.reshape(len(valid_BT), 8, 4).all(-1)
@@ -117,7 +118,7 @@ def step(seed=0):
 
 def test_mixup_mixes_windows_and_targets_alike():
     seen = []
-    model = lambda x, valid=None: seen.append(x) or x[:, 0, :2]  # noqa: E731
+    model = lambda x, valid=None, present=None: seen.append(x) or x[:, 0, :2]  # noqa: E731
     batch = {"signal": torch.arange(24.0).reshape(4, 1, 6), "index": torch.arange(4), "label": torch.tensor([0, 1, 1, 0])}
     objective = Finetune(balanced=False, mixup=0.4)
     loss = objective(model, batch, step()).total
@@ -203,3 +204,38 @@ def test_contradictions_are_refused():
         Finetune(counts=(1, 1), smoothing=1.0)
     with pytest.raises(ValueError, match="loss must be"):
         Finetune(counts=(1, 1), loss="hinge")
+
+
+class Leads(nn.Module):
+    """Tokens of a (B, 2, 32) signal that say which leads it was told of."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(4, 8)
+
+    def encode(self, x_BCT, *, valid_BT=None, channel_present_BC=None):
+        told = torch.ones(len(x_BCT), 2) if channel_present_BC is None else channel_present_BC.float()
+        a = self.embed(x_BCT.sum(1).reshape(len(x_BCT), 8, 4)) + told.sum(1)[:, None, None] * torch.arange(8.0)
+        return Encoded(a, a.mean(1), OrderedDict(block1=a))
+
+
+def test_a_missing_lead_is_told_to_the_network_in_training_and_of_a_mixture_what_either_has():
+    torch.manual_seed(0)
+    encoder = Leads()
+    model = Classifier(encoder, HeadConfig(dropout=0.0), "all", level_widths(encoder, torch.zeros(1, 2, 32)), 2)
+    x, present = torch.randn(4, 2, 32), torch.tensor([[1, 1], [1, 0], [0, 1], [1, 0]]).bool()
+    batch = {"signal": x, "index": torch.arange(4), "label": torch.tensor([0, 1, 1, 0]), "channel_present": present}
+    loss = Finetune(balanced=False)(model, batch, step()).total
+    expected = F.cross_entropy(model.head([encoder.encode(x, channel_present_BC=present).tokens_BND]), batch["label"])
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
+    assert loss.item() != pytest.approx(Finetune(balanced=False)(model, {k: v for k, v in batch.items() if k != "channel_present"}, step()).total.item())
+    told = []
+    Finetune(balanced=False, mixup=0.4)(lambda x, valid=None, present=None: told.append(present) or x[:, 0, :2], batch, step())
+    assert told[0].tolist() == [[True, True], [True, True], [True, True], [True, True]]
+
+
+def test_the_pooled_head_reads_the_networks_own_vector():
+    model = classifier("pooled").eval()
+    x = torch.randn(3, 1, 32)
+    assert model.head.classify.in_features == 8
+    assert torch.allclose(model(x), model.head.classify(model.head.norm(model.encoder.encode(x).pooled_BD)))

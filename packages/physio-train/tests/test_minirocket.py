@@ -58,7 +58,7 @@ def test_dilations_fill_the_series_and_share_out_every_feature(t, n):
 
 
 def test_a_bias_is_a_quantile_of_a_training_series():
-    x, y = series()
+    x, _ = series()
     model = minirocket.fit(x[:1].repeat(2, 0), np.array([0, 1]), ("a", "b"), n_features=84 * 3)  # one series lends all of them
     dilation, count = int(model.dilation_D[0]), int(model.n_biases_D[0])
     levels = [(i * (1 + math.sqrt(5)) / 2) % 1 for i in range(1, count + 1)]

@@ -54,14 +54,15 @@ class Finetune:
         return nn.ModuleDict()
 
     def __call__(self, model: nn.Module, batch: dict[str, Any], step: Step) -> Loss:
-        x_BCT, label = batch["signal"], batch["label"]
+        x_BCT, label, present_BC = batch["signal"], batch["label"], batch.get("channel_present")
         if self.mixup and not x_BCT.is_floating_point():
             raise ValueError(f"mixup must be 0 for a network that reads tokens, which have no mean, got {self.mixup}")
         share_B, partner_B = self._mixing(batch["index"], step) if self.mixup else (None, None)
         if share_B is not None:
             share_B = share_B.to(x_BCT.device)
             x_BCT = torch.lerp(x_BCT[partner_B], x_BCT, share_B[:, None, None])
-        out_BK = model(x_BCT, batch.get("valid"))
+            present_BC = None if present_BC is None else present_BC | present_BC[partner_B]  # either window's lead is in the mixture
+        out_BK = model(x_BCT, batch.get("valid"), present_BC)
         total = self._loss(out_BK, label, share_B, partner_B)
         return Loss(total, {self.loss if self.kind != "regression" else "huber": total.detach()})
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-HeadName = Literal["linear", "attention", "query_pool", "cot"]
+HeadName = Literal["linear", "attention", "query_pool", "cot", "pooled"]
 HEADS: tuple[str, ...] = get_args(HeadName)
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
-    """How tokens become logits. `cot` is the name that CWT-MAE's original gives to `query_pool`."""
+    """How tokens become logits. `cot` is the name that CWT-MAE's original gives to `query_pool`; `pooled` takes the network's own vector: its class token, its
+    mean."""
 
     name: HeadName = "linear"
     n_queries: int = 16  # of query_pool
@@ -44,7 +45,7 @@ class Head(nn.Module):
 
     def __init__(self, cfg: HeadConfig, widths: tuple[int, ...], n_outputs: int) -> None:
         super().__init__()
-        pools = {"linear": MomentPool, "attention": AttentionPool}
+        pools = {"linear": MomentPool, "attention": AttentionPool, "pooled": OwnPool}
         make = pools.get(cfg.name, lambda width: QueryPool(width, cfg.n_queries, cfg.dropout))
         self.pools = nn.ModuleDict({str(i): make(width) for i, width in enumerate(widths)})  # side by side: no stack of layers
         n_features = sum(pool.n_features for pool in self.pools.values())
@@ -56,6 +57,17 @@ class Head(nn.Module):
         valid = valid or [None] * len(levels)
         z_BF = torch.cat([pool(x_BND, v_BN) for pool, x_BND, v_BN in zip(self.pools.values(), levels, valid, strict=True)], dim=1)
         return self.classify(self.dropout(self.norm(z_BF)))
+
+
+class OwnPool(nn.Module):
+    """The one vector that the network itself made of its tokens."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.n_features = width
+
+    def forward(self, x_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+        return x_BND[:, 0]
 
 
 class MomentPool(nn.Module):
@@ -131,12 +143,17 @@ class Classifier(nn.Module):
         super().__init__()
         if level != "all" and level not in widths:
             raise ValueError(f"level must be all or one of {', '.join(widths)}, got {level!r}")
+        self.pooled = head.name == "pooled"
         self.names = tuple(widths) if level == "all" else (level,)
-        self.encoder, self.head = encoder, head.build([widths[name] for name in self.names], n_outputs)
+        own = [widths[name] for name in (list(widths)[-1:] if self.pooled else self.names)]
+        self.encoder, self.head = encoder, head.build(own, n_outputs)
 
-    def forward(self, x_BCT: Tensor, valid_BT: Tensor | None = None) -> Tensor:
-        """Logits (B, K) of the encoder's own input."""
-        levels = self.encoder.encode(x_BCT, valid_BT=valid_BT).levels
+    def forward(self, x_BCT: Tensor, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Tensor:
+        """Logits (B, K) of the encoder's own input; ``valid_BT`` and ``channel_present_BC`` tell it of short tails and missing leads, as in `encode`."""
+        encoded = self.encoder.encode(x_BCT, valid_BT=valid_BT, channel_present_BC=channel_present_BC)
+        if self.pooled:
+            return self.head([encoded.pooled_BD[:, None]])
+        levels = encoded.levels
         valid = None if valid_BT is None else self.encoder.token_valid(valid_BT)
         return self.head([levels[name] for name in self.names], None if valid is None else [valid[name] for name in self.names])
 
