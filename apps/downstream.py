@@ -161,9 +161,9 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
     return tuned
 
 
-def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
-    """Scores (N, K) of rows of a store."""
-    spec, out = compose.spec_of(store), []
+def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray, spec: SignalSpec | None = None) -> np.ndarray:
+    """Scores (N, K) of rows of a store; `spec` says what its windows are where the store's own names are not the model's."""
+    spec, out = spec or compose.spec_of(store), []
     if isinstance(model, Tuned):
         model.classifier.eval()
     for start in range(0, len(rows_N), BATCH):

@@ -24,6 +24,7 @@ import downstream
 from console import say
 from label_maps import LabelMap
 from physio_data.store import Store, Stores
+from physio_models.contract import SignalSpec
 from physio_train import floors, table
 from physio_train import predictions as prediction_files
 from physio_train.metrics import accuracy, auroc, macro_f1
@@ -56,6 +57,8 @@ class Evaluate:
     """The original's linear probe."""
     task: str | None = None
     """The store's task that the scores are compared with. Default: the saved model's own."""
+    lead: dict[str, str] | None = None
+    """The model's channel and the store's name for it, as pairs: --lead ECG I."""
     label_map: Path | str | None = None
     """A CSV with columns source,target (or scp_snomed, snomed_scp, scp_aami, aami_scp): the model's classes under the names of the store's."""
     unmapped: Literal["error", "drop"] = "error"
@@ -85,11 +88,12 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if app.together and len(app.ckpt) < 2:
         raise ValueError("--together is the mean score of several models: give their folders with --ckpt A B ...")
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
-    parts, headings, notes = [], [], []
+    spec = named(compose.spec_of(store), app.lead or {})
+    parts, headings, notes = [], [], [f"channel {name} of the store taken for {channel}" for channel, name in (app.lead or {}).items()]
     for seed, path in enumerate(app.ckpt):
-        saved = downstream.load(path, reference=app.reference, probe=app.probe, spec=compose.spec_of(store))
-        saved.contract.check(compose.spec_of(store))
-        part, task, said = scored(app, saved, store, rows_N)
+        saved = downstream.load(path, reference=app.reference, probe=app.probe, spec=spec)
+        saved.contract.check(spec)
+        part, task, said = scored(app, saved, store, rows_N, spec)
         parts.append(replace(part, seed=np.full(len(part), seed)))
         notes += [note for note in said if note not in notes]
         headings.append(heading_of(store, rows_N, None if saved.seen is None else saved.seen["subjects"]))
@@ -156,11 +160,19 @@ def text_of(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4f} (sd {np.std(values, ddof=1):.4f} over {len(values)} runs)"
 
 
-def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray) -> tuple[Predictions, Task, list[str]]:
+def named(spec: SignalSpec, leads: Mapping[str, str]) -> SignalSpec:
+    """What the store's windows are, channels under the model's names. ValueError for a channel that the store does not have, or two of one name."""
+    if unknown := [name for name in leads.values() if name not in spec.channels]:
+        raise ValueError(f"--lead names {', '.join(unknown)}, which is no channel of the store; it has {', '.join(spec.channels)}")
+    theirs = {name: channel for channel, name in leads.items()}
+    return replace(spec, channels=tuple(theirs.get(name, name) for name in spec.channels))
+
+
+def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray, spec: SignalSpec) -> tuple[Predictions, Task, list[str]]:
     """The predictions of all rows under the store's task, where it has it."""
     name = app.task or saved.task.name
     notes = []
-    score_NK, classes = downstream.predict(saved, store, rows_N), saved.task.columns
+    score_NK, classes = downstream.predict(saved, store, rows_N, spec), saved.task.columns
     if name in store.tasks:
         task = task_of(store, name)
     elif app.task is not None:

@@ -176,6 +176,8 @@ def check_label(app: Generate, cfg: Any) -> None:
     if app.label is not None and not (cfg.condition == "class" and 0 <= app.label < cfg.n_classes):
         has = f"this one has condition {cfg.condition!r} and {cfg.n_classes} classes"
         raise ValueError(f"--label {app.label} needs a network conditioned on classes that has it; {has}")
+    if app.guidance != 1 and cfg.condition == "none":
+        raise ValueError(f"--guidance {app.guidance:g} goes along what a condition changes, and this network has none: leave it out")
 
 
 def condition(app: Generate, encoder: Encoder, store: Any, rows: np.ndarray, y_BCT: torch.Tensor) -> torch.Tensor | None:

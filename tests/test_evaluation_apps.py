@@ -28,7 +28,7 @@ from physio_data import open_recording
 from physio_data.corpora.snomed import SCORED
 from physio_data.recording import Recording
 from physio_data.store import Store
-from physio_models.contract import InputContract
+from physio_models.contract import ContractError, InputContract
 from physio_models.himae import HiMaeConfig
 from physio_models.pretrained import save_pretrained
 from physio_train import metrics, readouts
@@ -118,6 +118,18 @@ def test_a_model_whose_contract_or_classes_do_not_fit_is_refused(tuned, store, e
     prepare.main(["synthetic", "--out", str(other), "--fs", "50", "--band", "0.5,8", "--option", "n_subjects", "3", "minutes", "0.5"])
     with pytest.raises(ValueError, match="rate is 50 Hz"):
         evaluate.main(["--ckpt", str(out), "--data", str(other)])
+
+
+def test_a_channel_of_another_name_is_taken_where_it_is_said(tuned, store, folder):
+    out, _ = tuned
+    opened = Store(store)
+    (name,) = opened.channels
+    base = ["--ckpt", str(out), "--data", str(store), "--use", "test", "--task", "pvc"]
+    assert evaluate.main([*base, "--lead", name, name])["AUROC"] == evaluate.main(base)["AUROC"]
+    with pytest.raises(ValueError, match=f"no channel of the store; it has {name}"):
+        evaluate.main([*base, "--lead", name, "V9"])
+    with pytest.raises(ContractError, match=f"misses {name}"):
+        evaluate.main([*base, "--lead", "V1", name])
 
 
 def test_an_originals_backbone_and_probe_score_as_written_down(store, folder):

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,7 +19,7 @@ from continuation import Network, Sampling
 from physio_bpe import train
 from physio_bpe.quantize import RecordMinMax
 from physio_data.store import Store
-from physio_models.contract import ContractError, InputContract
+from physio_models.contract import ContractError, InputContract, normalize
 from physio_models.decoder import TokenDecoderConfig
 from physio_models.diffusion import kept_signal, sample_ddim, sample_ddpm, sample_flow
 from physio_models.dit import DitConfig
@@ -294,6 +295,60 @@ def test_generate_compares_with_real_windows_beside_floors(folder, store, capsys
     assert generate.main([*flags, "-n", "4", "--features", str(judge)])["features"] == str(judge)
     with pytest.raises(ValueError, match="the model under test itself"):
         generate.main([*flags, "-n", "4", "--features", str(dit(folder))])
+
+
+CONDITIONS = {  # what the network is told of four windows, and of the same four again something else
+    "class": (torch.tensor([0, 1, 2, 0]), torch.tensor([1, 2, 0, 2])),
+    "text": (torch.randn(4, 12, generator=torch.Generator().manual_seed(1)), torch.randn(4, 12, generator=torch.Generator().manual_seed(2))),
+    "lead": (waves(4, 2, seed=1), waves(4, 2, seed=2)),
+}
+
+
+@pytest.mark.parametrize("kind", CONDITIONS)
+def test_a_condition_changes_the_sample_and_one_that_is_withheld_does_not(kind, monkeypatch):
+    model = lively(DitConfig.preset("tiny", n_channels=2, n_samples=T, patch=20, condition=kind, n_classes=3).build())
+    net = network(model, RectifiedFlow(), "denoiser", 2)
+    told, rows = {}, np.arange(4)
+    monkeypatch.setattr(continuation, "physical", lambda encoder, store, rows: told.get("lead", waves(4, 2)))
+    column = {"class": "label", "text": "text_emb"}.get(kind)
+    monkeypatch.setattr(generate.extras, "columns", lambda needs, store, **more: {} if column is None else {column: lambda rows: told[kind].numpy()})
+
+    def sample(value, guidance=1.0):
+        told[kind] = value
+        app = generate.Generate(ckpt=Path("-"), n=4, sampling=Sampling(steps=3), guidance=guidance)
+        return generate.by_denoiser(app, net, None, rows, 4, seed=3)[0]
+
+    one, other = (sample(value) for value in CONDITIONS[kind])
+    c = 0 if kind == "lead" else slice(None)  # the lead itself is given, so it differs anyway
+    assert np.isfinite(one).all() and np.abs(one[:, c] - other[:, c]).max() > 1e-3
+    np.testing.assert_array_equal(one, sample(CONDITIONS[kind][0]))
+    if kind == "lead":
+        np.testing.assert_allclose(one[:, 1], CONDITIONS[kind][0][:, 1], atol=1e-5)
+    # guidance 0 is the network without the condition, whatever it was told; guidance 1 twice as costly and the same
+    scale = normalize(torch.as_tensor(told.get("lead", waves(4, 2)), dtype=torch.float32), "instance_zscore", None, None)[1]
+    noise = torch.randn(4, len(model.cfg.generated), T, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        free = continuation.sampled(RectifiedFlow(), lambda x, level: model(x, level), noise, Sampling(steps=3), torch.Generator())
+    whole = torch.zeros(4, 2, T)
+    whole[:, list(model.cfg.generated)] = free
+    np.testing.assert_allclose(sample(CONDITIONS[kind][0], 0.0)[:, c], scale.restore(whole).numpy()[:, c], atol=1e-4)
+    with torch.no_grad():
+        np.testing.assert_allclose(sample(CONDITIONS[kind][0], 1 + 1e-7), one, atol=1e-4)
+
+
+def test_labels_are_asked_by_number_and_unknown_ones_refused(folder, store):
+    (folder / "classes").mkdir()
+    path = saved(folder / "classes", "dit", DitConfig.preset("tiny", n_channels=1, n_samples=T, patch=20, condition="class", n_classes=2))
+    flags = ["--ckpt", str(path), "--objective", "rectified_flow", "-n", "3", "--sampling.steps", "2"]
+    assert generate.main([*flags, "--label", "1"])["n"] == 3
+    assert generate.main([*flags, "--data", str(store.path), "--task", "pvc", "--dry-run"])["unit"] == "mV"
+    for wrong, text in ((["--label", "2"], "has condition 'class' and 2 classes"), ([], "name a store with --data")):
+        with pytest.raises(ValueError, match=text):
+            generate.main([*flags, *wrong])
+    plain = ["--ckpt", str(dit(folder)), "--objective", "rectified_flow", "-n", "2"]
+    for wrong, text in ((["--label", "0"], "has condition 'none'"), (["--guidance", "3"], "this network has none")):
+        with pytest.raises(ValueError, match=text):
+            generate.main([*plain, *wrong])
 
 
 @pytest.mark.parametrize(
