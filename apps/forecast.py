@@ -79,6 +79,9 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     units = ", ".join(dict.fromkeys(network.encoder.contract.units))
     title = f"the last {horizon / store.fs:g} s of {store.window_s:g} s windows, {heading}"
     notes = [f"MAE in {units}, MSE in its square; MASE below 1 is better than a naive step; reference: the baseline of lowest MAE", *more, *notes]
+    own, theirs = values[name]["MAE"].mean(), values[best]["MAE"].mean()
+    if not own < theirs:
+        notes.append(f"{name} does not beat {best}: MAE {own:.4g} against {theirs:.4g}")
     card = scorecard.score(values, subject_N, title=title, reference=best, notes=notes)
     print(card.plain(), flush=True)
     summary = {"windows": len(rows_N), "horizon_s": horizon / store.fs, "MAE": card.rows[name]["MAE"].value, "best_baseline": best}

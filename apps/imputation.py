@@ -73,11 +73,12 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         filled |= {label: method(x_NCT, hidden_NT) for label, method in imputation.BASELINES.items()}
         values = {label: imputation.hidden_errors(x_NCT, x, hidden_NT) for label, x in filled.items()}
         best = scorecard.strongest(values, list(imputation.BASELINES), "MAE")
-        said = [f"MAE in {network.encoder.contract.units[0]} over hidden samples, in stretches of {unit / store.fs:g} s; reference: the best baseline", *notes]
+        by_distance = {label: imputation.error_by_distance(x_NCT, x, hidden_NT, edges(store.fs)) for label, x in filled.items()}
+        said = [f"MAE in {network.encoder.contract.units[0]} over hidden samples, in stretches of {unit / store.fs:g} s; reference: the best baseline"]
+        said += [verdict(by_distance, name, tuple(imputation.BASELINES), store.fs), *notes]
         title = f"{kind} gaps, {hidden_NT[0].mean():.0%} hidden, {heading}"
         card = scorecard.score(values, subject_N, title=title, reference=best, notes=said)
         print(card.plain(), flush=True)
-        by_distance = {label: imputation.error_by_distance(x_NCT, x, hidden_NT, edges(store.fs)) for label, x in filled.items()}
         distances += [(kind, label, *entry.values()) for label, bins in by_distance.items() for entry in bins]
         found[kind] = {label: row["MAE"].value for label, row in card.rows.items()}
         if app.out is not None and not app.dry_run:
@@ -91,6 +92,20 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
 def edges(fs: float) -> tuple[int, ...]:
     """`EDGES_S` in samples, the first of them one, each once."""
     return tuple(dict.fromkeys(max(1, round(s * fs)) for s in EDGES_S))
+
+
+def verdict(by_distance: Mapping[str, Sequence[Mapping[str, float]]], name: str, baselines: Sequence[str], fs: float) -> str:
+    """At which distances to the nearest visible sample the network's error is below that of every plain method."""
+    better, bins = [], [entry for entry in by_distance[name] if entry["n"]]
+    for entry in bins:
+        plain = [other["mae"] for label in baselines for other in by_distance[label] if other["from"] == entry["from"]]
+        if entry["mae"] < min(plain):
+            better.append(f"{entry['from'] / fs:g} s")
+    if not better:
+        return f"{name} is nowhere below the best plain method: at every distance to the nearest visible sample one of {', '.join(baselines)} errs less"
+    if len(better) == len(bins):
+        return f"{name} is below every plain method at every distance to the nearest visible sample"
+    return f"{name} is below every plain method at distances from {', '.join(better)}, and not at the other {len(bins) - len(better)}"
 
 
 def by_network(network: Network, x_NCT: np.ndarray, hidden_NT: np.ndarray, rows_N: np.ndarray, sampling: Sampling, what: str) -> np.ndarray:

@@ -274,6 +274,14 @@ def test_imputation_and_reconstruction_score_every_kind_and_level(folder, store)
     assert noised[0] > noised[1] and (folder / "r/figures/ssim.png").exists()
 
 
+def test_where_a_network_errs_less_than_plain_methods_is_said():
+    bins = lambda *mae: [{"from": k, "to": k + 5, "n": 0 if m is None else 9, "mae": np.nan if m is None else m} for k, m in zip((1, 5, 10), mae, strict=True)]  # noqa: E731
+    plain = {"linear": bins(0.1, 0.3, None), "AR": bins(0.2, 0.2, None)}
+    say = lambda *mae: imputation.verdict({"net": bins(*mae)} | plain, "net", ("linear", "AR"), 100.0)  # noqa: E731
+    assert "nowhere below" in say(0.1, 0.25, None) and "every plain method at every distance" in say(0.05, 0.1, None)
+    assert "at distances from 0.05 s, and not at the other 1" in say(0.15, 0.1, None)
+
+
 def test_one_step_of_an_untrained_denoiser_is_the_formula(folder):
     net = continuation.opened(dit(folder), "rectified_flow")
     x = waves(2)
