@@ -62,17 +62,33 @@ def timeline(
     unit, per = ("h", 3600.0) if edge_s[-1] > 2 * 3600 else ("min", 60.0) if edge_s[-1] > 600 else ("s", 1.0)
     by_peak = np.argsort(-np.nan_to_num(line_MK, nan=-np.inf).max(axis=0), kind="stable")[:shown]
     for k in sorted(by_peak.tolist()):
-        above.stairs(line_MK[:, k], edge_s / per, baseline=None, label=names[k], lw=1.2, color=f"C{k % 10}")
+        _scores(above, line_MK[:, k], edge_s / per, names[k], f"C{k % 10}")
         if names[k] in limits:
-            above.axhline(limits[names[k]], color=f"C{k % 10}", lw=0.7, ls=":")
+            above.axhline(limits[names[k]], color=f"C{k % 10}", lw=0.9, ls=":", label=f"threshold {limits[names[k]]:.3g}")
     main = int(by_peak[0])
     for episode in found:
         if episode.name == names[main]:
             above.axvspan(episode.start_s / per, episode.stop_s / per, color=f"C{main % 10}", alpha=0.15, lw=0)
-    above.set(xlim=(edge_s[0] / per, edge_s[-1] / per), xlabel=unit, ylabel="score" if limits else names[main], title=f"{fitted.recording.record}")
-    above.legend(frameon=False, fontsize=8, loc="upper right", ncols=3)
+    above.set(xlim=(edge_s[0] / per, edge_s[-1] / per), xlabel=unit, ylabel="score" if limits else names[main])
+    above.set_title(fitted.recording.record, loc="left")
+    _legend_above(above)
     _excerpt(below, fitted, edge_s, line_MK[:, main], names[main])
     return _save(fig, path)
+
+
+def _scores(ax: Any, line_M: np.ndarray, edge_M1: np.ndarray, name: str, colour: str, most: int = 500) -> None:
+    """Scores as steps; of a recording with many more than a figure shows, the mean of some in a row over their range."""
+    each = -(-len(line_M) // most)
+    if each > 1:
+        padded_GE = np.pad(line_M, (0, -len(line_M) % each), constant_values=np.nan).reshape(-1, each)
+        there_G = np.isfinite(padded_GE).any(axis=1)
+        low_G, mean_G, high_G = (np.full(len(padded_GE), np.nan) for _ in range(3))
+        for out_G, figure in ((low_G, np.nanmin), (mean_G, np.nanmean), (high_G, np.nanmax)):
+            out_G[there_G] = figure(padded_GE[there_G], axis=1)
+        edge_M1 = np.append(edge_M1[:-1:each], edge_M1[-1])
+        ax.fill_between(edge_M1, np.append(low_G, low_G[-1]), np.append(high_G, high_G[-1]), step="post", color=colour, alpha=0.3, lw=0)
+        name, line_M = f"{name} (mean and range of {each} steps)", mean_G
+    ax.stairs(line_M, edge_M1, baseline=None, label=name, lw=1.2, color=colour)
 
 
 def _excerpt(ax: Any, fitted: Any, edge_s: np.ndarray, score_M: np.ndarray, name: str) -> None:
@@ -81,11 +97,18 @@ def _excerpt(ax: Any, fitted: Any, edge_s: np.ndarray, score_M: np.ndarray, name
     start = int(edge_s[top] * recording.fs)
     stop = min(recording.n_samples, start + int(fitted.plan.window_s * recording.fs))
     x_CT = recording.read(start, stop)
-    time_s = start / recording.fs + np.arange(x_CT.shape[1]) / recording.fs
+    time_s, whole = np.arange(x_CT.shape[1]) / recording.fs, int(start / recording.fs)
     for x_T, channel in zip(x_CT, recording.channels, strict=True):
         ax.plot(time_s, x_T, lw=0.8, label=channel)
-    ax.set(xlabel="s", ylabel=recording.units[0], title=f"where {name} scores highest ({score_M[top]:.3g})", xlim=(time_s[0], time_s[-1]))
-    ax.legend(frameon=False, fontsize=7, loc="upper right")
+    ax.set(xlabel="s", ylabel=recording.units[0], xlim=(time_s[0], time_s[-1]))
+    clock = f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+    ax.set_title(f"where {name} scores highest ({score_M[top]:.3g}), from {clock}", loc="left", fontsize=10)
+    _legend_above(ax)
+
+
+def _legend_above(ax: Any) -> None:
+    """Over the panel's right end, where it hides no line."""
+    ax.legend(frameon=False, fontsize=8, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.1, ncols=6)
 
 
 def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Sequence[str]], across: int = 3) -> Path:

@@ -16,6 +16,7 @@ import benchmark
 import compose
 import downstream
 import evaluate
+import figures
 import finetune
 import handmade
 import leaderboard
@@ -319,6 +320,19 @@ def test_gaps_are_told_and_end_episodes():
     found = timeline.episodes(np.arange(9.0), np.array([1, 1, np.nan, 1, 0, 1, 1, 1.0]), "af", threshold=0.5, shortest_s=2.0)
     assert [(e.start_s, e.stop_s) for e in found] == [(0.0, 2.0), (5.0, 8.0)]
     assert timeline.burden(np.array([1, np.nan, 0, 0.0]), 0.5) == pytest.approx(1 / 3) and timeline.burden(np.array([np.nan]), 0.5) is None
+
+
+def test_scores_of_a_long_recording_are_drawn_as_mean_and_range():
+    from matplotlib.figure import Figure
+
+    ax, line = Figure().subplots(), np.random.default_rng(0).random(1203)
+    line[300:333] = np.nan
+    figures._scores(ax, line, np.arange(1204.0), "af", "C0", most=500)  # three steps at a time
+    drawn, edges = ax.patches[0].get_data()[:2]
+    assert len(drawn) == 401 and edges[-1] == 1203 and edges[1] == 3
+    assert drawn[7] == pytest.approx((line[21] + line[22] + line[23]) / 3) and np.isnan(drawn[100:111]).all() and np.isfinite(drawn[111])
+    band = ax.collections[0].get_paths()[0].vertices
+    assert band[:, 1].max() == pytest.approx(np.nanmax(line)) or len(ax.collections[0].get_paths()) > 1
 
 
 @pytest.mark.slow

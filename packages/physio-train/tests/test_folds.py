@@ -27,7 +27,7 @@ def test_no_group_is_ever_on_two_sides_and_no_fold_is_empty(seed, n_groups, n_fo
         "unknown": np.full(len(group), np.nan),
     }[kind]
     if n_folds > n_groups:
-        with pytest.raises(ValueError, match="n_folds"):
+        with pytest.raises(ValueError, match="n_folds" if n_groups > 1 else "one subject"):
             grouped_folds(group, y, n_folds, seed)
         return
     fold = grouped_folds(group, y, n_folds, seed)
@@ -70,3 +70,8 @@ def test_a_shared_group_is_named():
     with pytest.raises(ValueError, match="201"):
         check_apart(np.array(["200", "201"]), np.array(["201", "202"]))
     check_apart(np.array(["200", "201"]), np.array(["201"]), frozenset({"201"}))
+
+
+def test_one_subject_alone_is_named():
+    with pytest.raises(ValueError, match=r"one subject \(mitbih:100\), who cannot be on two sides"):
+        grouped_folds(np.full(6, "mitbih:100"), np.arange(6) % 2, 3, 0)

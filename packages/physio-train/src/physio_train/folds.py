@@ -29,6 +29,8 @@ def grouped_folds(groups_N: np.ndarray, labels: np.ndarray, n_folds: int, seed: 
     names, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
     group_N = group_N.reshape(-1)
     n_groups = len(names)
+    if n_groups == 1:
+        raise ValueError(f"all windows are of one subject ({', '.join(names)}), who cannot be on two sides: give more subjects, or name a val fold")
     if not 2 <= n_folds <= n_groups:
         raise ValueError(f"n_folds must lie between 2 and the number of groups ({n_groups}), got {n_folds}: use fewer folds or more subjects")
     count_GK = np.stack([np.bincount(group_N, weights=column, minlength=n_groups) for column in _columns(labels).T], axis=1)
