@@ -238,13 +238,14 @@ def between_stores(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths
         held = train[np.isin(fold_N[train], compose.fold_names(named["val"]))] if "val" in named else None
         train = train[np.isin(fold_N[train], compose.fold_names(named["train"]))]
         test = test[np.isin(fold_N[test], compose.fold_names(named["test"]))]
-    everyone = question_of(store, paths, np.arange(len(store)), cfg.probe).windows.subject
+    everyone = store.index["subject"]  # of a corpus that does not say whose they are, the recordings: they too are on one side alone
     fitted = train if held is None else np.concatenate([train, held])
     stays, shared = floors.without_shared(everyone[fitted], everyone[test], allowed=app.allow_shared_subjects)
     train, held = train[stays[: len(train)]], None if held is None else held[stays[len(train) :]]
     notes = []
     if shared:
-        notes.append(f"{len(shared)} subjects are in both stores: their {int((~stays).sum())} windows left the training side ({', '.join(shared[:5])})")
+        what = "subjects" if store.manifest.get("subjects", "known") == "known" else "recordings"
+        notes.append(f"{len(shared)} {what} are in both stores: their {int((~stays).sum())} windows left the training side ({', '.join(shared[:5])})")
     if app.allow_shared_subjects:
         notes.append(f"allowed on both sides: {', '.join(app.allow_shared_subjects)}")
     new = floors.unseen(everyone[test], seen)

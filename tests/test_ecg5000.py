@@ -11,6 +11,7 @@ import downstream
 import ecg5000
 import evaluate
 import prepare
+import probe
 from physio_data.store import Store
 from physio_train import predictions as prediction_files
 
@@ -106,6 +107,15 @@ def test_a_model_that_keeps_the_last_pass_trains_on_all_of_it(study):
     assert set(rows) == set(range(30))
     with pytest.raises(ValueError, match="0 validation windows"):
         downstream.tune(encoder, noting, question, train, np.zeros(0, np.int64), replace(row.tune, keep="best"), 0)
+
+
+def test_a_recording_of_nobody_named_leaves_the_training_side_too(tmp_path, capsys):
+    for name, n in (("all", 45), ("some", 12)):
+        write_set(tmp_path / name, "Bumps", n, 0, "TRAIN")
+        prepare.main(["ucr", "--root", str(tmp_path / name), "--split", "official", "--out", str(tmp_path / f"store-{name}")])
+    sides = ["--train", str(tmp_path / "store-all"), "--test", str(tmp_path / "store-some")]
+    probe.main(["--model", "ti_mae", "--size", "tiny", *sides, "--twins", "0", "--jobs", "1"])
+    assert "12 recordings are in both stores: their 12 windows left the training side" in capsys.readouterr().out
 
 
 def test_what_cannot_be_asked_is_named(study):
