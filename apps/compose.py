@@ -6,7 +6,6 @@ Shape letters: B windows, C channels, T samples.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import importlib
 import json
@@ -27,7 +26,7 @@ from physio_data.order import BlockShuffle, Mixture
 from physio_data.prepare import PrepareConfig
 from physio_data.shards import chunk_windows
 from physio_data.store import Store, Stores
-from physio_models import FITS, MODELS, OBJECTIVES, resolve
+from physio_models import FITS, MODELS, OBJECTIVES, nearest, resolve
 from physio_models.contract import InputContract, SignalSpec, normalize
 from physio_models.pretrained import build_untrained, from_pretrained, load_strictly
 from physio_train import Batches, FitConfig, RandomCrop, Streams, World
@@ -188,11 +187,6 @@ def row_of(config: object, table: Mapping[str, str]) -> str:
     if found is None:
         raise ValueError(f"{own} is no row of the table ({', '.join(table)}); add a row, so that a saved run can name it")
     return found
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def open_stores(paths: Sequence[Path | str], task: str | None = None) -> Store | Stores:

@@ -155,7 +155,7 @@ def test_classes_are_weighed_by_their_inverse_frequency_clipped(stores):
     label = np.asarray(store.label("pvc"))[rows]
     objective = compose.objective_of(cfg, store, rows)
     assert objective.class_counts == ((label == 0).sum(), (label == 1).sum())
-    assert list(class_weights((9990, 10))) == pytest.approx(np.clip(10_000 / (2 * np.array([9990, 10])), 0.1, 10).tolist())
+    assert list(class_weights((9990, 10))) == pytest.approx([0.1, 2 * 999 / 1000])
     with pytest.raises(ValueError, match="learns labels"):
         compose.objective_of(replace(compose.recipe("himae_ppg", "tiny"), class_weights=True), store, rows)
 

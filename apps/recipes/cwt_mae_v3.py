@@ -22,7 +22,7 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfi
     """
     n_subjects = {"tiny": 20, "fast": 200, "reference": 4000}[size]
     minutes = {"tiny": 1.0, "fast": 4.0, "reference": 10.0}[size]
-    n_steps = {"tiny": 10, "fast": 500, "reference": None}[size]
+    n_steps = {"tiny": 10, "fast": 400, "reference": None}[size]
     model = CwtMaeConfig.preset(size, n_channels=2, n_samples=1000)
     return PretrainConfig(
         cohort=Cohort(

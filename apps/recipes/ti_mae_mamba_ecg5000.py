@@ -17,5 +17,7 @@ from recipes import ti_mae_ecg5000
 
 
 def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfig:
-    """The recipe `ti_mae_ecg5000`, in each size, with its network on Mamba-2."""
-    return replace(ti_mae_ecg5000.recipe(size), model=TiMaeMambaConfig.preset(size))
+    """The recipe `ti_mae_ecg5000`, in each size, with its network on Mamba-2; fast: two thirds of its steps, since one takes four times as long."""
+    base = ti_mae_ecg5000.recipe(size)
+    fit = replace(base.fit, n_steps=1000, checkpoint_every=200, validate_every=200) if size == "fast" else base.fit
+    return replace(base, model=TiMaeMambaConfig.preset(size), fit=fit)

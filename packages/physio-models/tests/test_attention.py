@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from physio_models.attention import Block, CrossAttention, CrossBlock, SelfAttention
+from physio_models.attention import SHORT, Block, CrossAttention, CrossBlock, SelfAttention, attend
 
 
 def rows(n_items: int = 2, n_tokens: int = 7, width: int = 8, seed: int = 0) -> Tensor:
@@ -110,6 +110,24 @@ def test_cross_attention_is_softmax_over_the_real_context():
     seen = np.broadcast_to(valid_BM[0].numpy(), (4, 5))
     y = by_hand(x @ weights["query.weight"].T + weights["query.bias"], kv[:, :8], kv[:, 8:], seen) @ weights["out.weight"].T + weights["out.bias"]
     np.testing.assert_allclose(attention(x_BND, context_BME, valid_BM=valid_BM)[0].detach().numpy(), y, atol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 8e-3)])
+@pytest.mark.parametrize(("n_keys", "width"), [(7, 4), (40, 16), (SHORT + 3, 8), (SHORT + 3, 32)])  # both sides of either threshold
+@pytest.mark.parametrize("autocast", [False, True])
+def test_attention_is_the_same_however_the_processor_wants_its_operands(dtype: torch.dtype, tolerance: float, n_keys: int, width: int, autocast: bool):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 3, 3, width, generator=generator).to(dtype)
+    key, value = (torch.randn(2, n_keys, 3, width, generator=generator).to(dtype).transpose(1, 2).requires_grad_() for _ in range(2))
+    seen = torch.rand(2, 1, 1, n_keys, generator=generator) < 0.7
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast and dtype != torch.float64):
+        y = attend(query, key, value, seen=seen)
+    assert y.dtype == dtype
+    for b, h in np.ndindex(2, 3):
+        q, k, v = (part[b, h].detach().double().numpy() for part in (query, key, value))
+        np.testing.assert_allclose(y[b, h].detach().double().numpy(), by_hand(q, k, v, np.tile(seen[b, 0].numpy(), (3, 1))), atol=tolerance)
+    y.float().square().sum().backward()
+    assert key.grad.dtype == dtype and bool((key.grad.transpose(1, 2)[~seen[:, 0, 0]] == 0).all())  # what is not looked at has no say
 
 
 def test_queries_of_a_cross_block_do_not_see_one_another():

@@ -63,7 +63,7 @@ FITS: dict[str, tuple[str, ...]] = {
 }
 """Objective -> the models that it trains, in their presets."""
 
-__all__ = ["FITS", "MODELS", "OBJECTIVES", "resolve"]
+__all__ = ["FITS", "MODELS", "OBJECTIVES", "nearest", "resolve"]
 
 
 def resolve(table: Mapping[str, str], name: str, *, importable: bool = False) -> Any:
@@ -83,6 +83,6 @@ def resolve(table: Mapping[str, str], name: str, *, importable: bool = False) ->
 
 
 def nearest(name: str, known: Any) -> str:
-    """``", did you mean 'x'?"`` for the nearest known name, or nothing."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    """``", did you mean 'x'?"`` for the nearest known name, however far; nothing where none is known."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.0)
     return f", did you mean {close[0]!r}?" if close else ""

@@ -6,7 +6,6 @@ channels, unit, polarity); the rest is refused with the ``prepare.py`` flags tha
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from physio_models import nearest
 from physio_models.interface import Encoded, evaluating
 from physio_models.normalize import NORMALIZERS, Fixed, normalize
 from physio_models.pooling import pool_levels
@@ -144,8 +144,7 @@ class InputContract:
         known = [f.name for f in fields(cls)]
         for key in document:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=1)
-                raise ValueError(f"contract has the unknown key {key!r}{f', did you mean {close[0]!r}?' if close else ''}; keys are {', '.join(known)}")
+                raise ValueError(f"contract has the unknown key {key!r}{nearest(key, known)}; keys are {', '.join(known)}")
         if missing := [name for name in ("channels", "units", "fs", "window_s") if name not in document]:
             raise ValueError(f"contract lacks {', '.join(missing)}")
         return cls(**document)

@@ -11,7 +11,6 @@ A run folder of training has the same config and contract, and weights under ``c
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from physio_models import MODELS, hub, resolve
+from physio_models import MODELS, hub, nearest, resolve
 from physio_models.card import ModelCard, markdown
 from physio_models.contract import Encoder, InputContract
 from physio_models.interface import unwrap
@@ -58,8 +57,7 @@ def config_from_json(cls: type, values: Mapping[str, Any]) -> Any:
     known = [f.name for f in fields(cls)]
     for key in values:
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            raise ValueError(f"{cls.__name__} has no key {key!r}{f', did you mean {close[0]!r}?' if close else ''}; keys are {', '.join(known)}")
+            raise ValueError(f"{cls.__name__} has no key {key!r}{nearest(key, known)}; keys are {', '.join(known)}")
     return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
 
 

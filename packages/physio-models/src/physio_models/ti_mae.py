@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from physio_models.attention import Block, CrossBlock, check_heads, init_linear, key_mask
+from physio_models.attention import Block, CrossBlock, attend, check_heads, init_linear, key_mask
 from physio_models.interface import Embedded, Encoded, Masked
 from physio_models.masking import n_patches, to_samples
 from physio_models.patches import Visible, check_window, from_patches, patch_valid, real_only, send_home, take, visible
@@ -365,7 +365,7 @@ class OriginalLayer(nn.Module):
     def forward(self, x_BND: Tensor, *, valid_BN: Tensor | None = None) -> Tensor:
         x_BND = self.norm1(x_BND)
         query, key, value = (part(x_BND).unflatten(-1, (self.n_heads, -1)).transpose(1, 2) for part in self.attention.values())
-        y_BHNK = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask(valid_BN), scale=float(query.shape[-1]))
+        y_BHNK = attend(query, key, value, seen=key_mask(valid_BN), scale=float(query.shape[-1]))
         x_BND = self.norm2(x_BND + y_BHNK.transpose(1, 2).flatten(2))
         return x_BND + self.ffn(x_BND)
 
@@ -389,6 +389,6 @@ def _first_of(block: Block, x_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
     query = F.linear(normed_BND[:, :1], query_weight, query_bias).unflatten(-1, (1, attention.n_heads, -1))
     key_value = F.linear(normed_BND, key_value_weight, key_value_bias).unflatten(-1, (2, attention.n_heads, -1))
     (query,), (key, value) = (part.permute(2, 0, 3, 1, 4).unbind(0) for part in (query, key_value))
-    y_BHNK = F.scaled_dot_product_attention(query, key, value, attn_mask=key_mask(valid_BN))
+    y_BHNK = attend(query, key, value, seen=key_mask(valid_BN))
     x_BD = x_BND[:, 0] + block.dropout(attention.out(y_BHNK.transpose(1, 2).flatten(2))[:, 0])
     return x_BD + block.dropout(block.mlp(block.norm_2(x_BD)))

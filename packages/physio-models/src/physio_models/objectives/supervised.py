@@ -86,8 +86,10 @@ class Supervised:
 
 
 def class_weights(counts: Sequence[int]) -> tuple[float, ...]:
-    """Inverse frequency, N / (K n_k), held within 0.1 and 10; a class without windows gets 10. ``ValueError`` where no class has any."""
+    """Inverse frequencies of mean 1, then held within 0.1 and 10; a class without windows gets 10. ``ValueError`` where no class has any."""
     if any(count < 0 for count in counts) or not sum(counts):
         raise ValueError(f"counts must be at least 0 and not all 0, got {tuple(counts)}")
     lo, hi = WEIGHT_LIMITS
-    return tuple(min(max(sum(counts) / (len(counts) * count) if count else math.inf, lo), hi) for count in counts)
+    inverse = [1 / count if count else math.inf for count in counts]
+    mean = sum(filter(math.isfinite, inverse)) / sum(count > 0 for count in counts)
+    return tuple(min(max(value / mean, lo), hi) for value in inverse)
