@@ -72,7 +72,7 @@ SOURCES = (
 TINY_OPTIONS = {"n_subjects": 24, "minutes": 0.5}
 FEW_SUBJECTS = 10
 N_FOLDS = {"tiny": 2, "fast": 3, "reference": 5}
-N_TWINS = {"tiny": 1, "fast": 3, "reference": 5}
+N_TWINS = {"tiny": 1, "fast": 2, "reference": 5}
 N_STEPS = {"tiny": 4, "fast": 300, "reference": 20_000}
 
 
