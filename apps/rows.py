@@ -54,6 +54,7 @@ class Job:
     seed: int = 0
     encoder: Origin | None = None  # of "encoder"
     folder: str = ""  # of "inductive": where this fold's encoder is kept
+    others: tuple[str, ...] = ()  # of "inductive": stores of other subjects that its encoder may learn from too
     cfg: PretrainConfig | None = None  # of twins and encoders pretrained inside a fold
     contract: InputContract | None = None  # of twins: what the encoder under test takes
     tuned: TuneConfig | None = None  # trained with its encoder instead of read out frozen
@@ -212,7 +213,10 @@ def _features(job: Job) -> Callable[[FoldSpec], np.ndarray]:
         return encoder_features(twin(job.cfg, job.contract, job.setting, job.seed, store, question.rows_N[spec.train]), store, question)
 
     def of_fold(spec: FoldSpec) -> np.ndarray:
-        return encoder_features(pretrained_here(job.cfg, Path(job.folder), spec.seed, store, question.rows_N[spec.train]), store, question)
+        encoder = pretrained_here(job.cfg, Path(job.folder), spec.seed, store, question.rows_N[spec.train], job.others)
+        if both := set(encoder.seen["subjects"]) & set(store.index["subject"][question.rows_N[spec.test]].tolist()):
+            raise ValueError(f"the encoder in {job.folder} saw test subject {min(both)}: delete that folder")
+        return encoder_features(encoder, store, question)
 
     if job.source == "inductive":
         return of_fold
