@@ -45,6 +45,7 @@ from rows import Job
 
 Size = Literal["tiny", "fast", "reference"]
 METHODS = ("himae", "ti_mae", "cwt_mae", "cpc_s4d")
+FUSED = "himae"  # the method whose encoder is also read beside hand-made features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,7 +233,10 @@ def cells(
         asked = replace(question, read_out=replace(cfg.probe, task=task))
         for spec in specs:
             where = out / "encoders" / source.name / method / f"fold{spec.fold}"
-            add(f"{method}-fold{spec.fold}", row=method, source="inductive", specs=(spec,), question=asked, cfg=cfg, folder=str(where), others=beside)
+            own = {"specs": (spec,), "question": asked, "cfg": cfg, "folder": str(where), "others": beside}
+            add(f"{method}-fold{spec.fold}", row=method, source="inductive", **own)
+            if method == FUSED and has_handcrafted(store):
+                add(f"{method}+handcrafted-fold{spec.fold}", row=f"{method}+handcrafted", source="fused", **own)
         settings = [s for s in twin_settings(cfg) if size == "reference" or s in (INITIAL, UNMASKED)]
         for setting in settings:
             for seed in range(N_TWINS[size]):
@@ -256,7 +260,8 @@ def run_cells(todo: Sequence[Cell], n_processes: int, keep: Callable[[Cell, Pred
     missing = [cell for cell in todo if not cell.path.is_file() and not cell.path.with_suffix(".why").is_file()]
     if missing:
         say(f"{len(todo) - len(missing)} of {len(todo)} cells are there, {len(missing)} to do")
-    rows.each_job([cell.job for cell in missing], n_processes, lambda i, done: keep(missing[i], done))
+    for part in ([c for c in missing if c.job.source != "fused"], [c for c in missing if c.job.source == "fused"]):  # these read the encoders of the first
+        rows.each_job([cell.job for cell in part], n_processes, lambda i, done, part=part: keep(part[i], done))
     return [f"{c.job.row}: no cell, {c.path.with_suffix('.why').read_text(encoding='utf-8').strip()}" for c in todo if c.path.with_suffix(".why").is_file()]
 
 
