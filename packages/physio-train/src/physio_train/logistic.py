@@ -112,8 +112,8 @@ def solve(
         history = [*history[-(MEMORY - 1) :], (move, change, 1.0 / curvature_P)]
         gradient = new
     out[live] = coef
-    coef_DPK = (out[..., :-1].reshape(-1, dims - 1) @ design.axes_DR.T).reshape(n_problems, n_outputs, -1).transpose(2, 0, 1)
-    return Solution(np.ascontiguousarray(coef_DPK), out[..., -1], converged_P, n_iterations)
+    coef_PKD = out[..., :-1] @ design.axes_DR.T
+    return Solution(np.ascontiguousarray(coef_PKD.transpose(2, 0, 1)), out[..., -1], converged_P, n_iterations)
 
 
 def _along(
