@@ -4,6 +4,7 @@ OUT/stores/NAME         the prepared corpora
 OUT/stores/NAME+OTHER   another corpus, prepared like NAME, for pretraining alone
 OUT/encoders/...        encoders pretrained inside a fold, shared by the questions of a store
 OUT/cells/QUESTION/...  the predictions of one row at one setting, seed and fold
+OUT/costs.csv           question, cell and CPU seconds of each cell, as it was done
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ SOURCES = (
 )
 TINY_OPTIONS = {"n_subjects": 24, "minutes": 0.5}
 COHORT = {"n_subjects": 200, "minutes": 1.0}  # of the synthetic cohort that encoders of other sources learn from
+COSTS = "costs.csv"
 FEW_SUBJECTS = 10
 N_FOLDS = {"tiny": 2, "fast": 3, "reference": 5}
 N_TWINS = {"tiny": 1, "fast": 2, "reference": 5}
@@ -272,6 +274,8 @@ def keep_cell(cell: Cell, done: rows.Done | ValueError) -> None:
         cell.path.with_suffix(".why").write_text(f"{done}\n", encoding="utf-8")
     else:
         prediction_files.write(cell.path, done.predictions)
+        with (cell.path.parents[2] / COSTS).open("a", encoding="utf-8") as file:
+            file.write(f"{cell.path.parent.name},{cell.path.stem},{done.cpu_s:.1f}\n")
 
 
 def stored(todo: Sequence[Cell], question: Question, specs: Sequence[FoldSpec]) -> tuple[list[Predictions], dict[str, dict[str, Predictions]], bool]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -73,6 +74,7 @@ class Done:
     job: Job
     predictions: Predictions
     probe: Probe | ReadOutFit | TunedFit
+    cpu_s: float = 0.0  # what the job took of one thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,11 +162,12 @@ def work(job: Job) -> Done:
     """Features, fit and scores of one job, on one thread."""
     if job.source in ("handcrafted", "fused"):
         import sklearn.ensemble  # noqa: F401  (a thread pool that is loaded later is not limited, and trees then depend on the number of threads)
-    threads = torch.get_num_threads()
+    threads, began = torch.get_num_threads(), time.process_time()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return _work(job)
+            done = _work(job)
+            return replace(done, cpu_s=time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
 

@@ -195,9 +195,10 @@ def _one_label(design, fit_rows, z_ND, y_N, held_N, n_classes, config):
     score = np.full((len(grid), len(z_ND), solution.coef_DPK.shape[2]), np.nan)
     for i, f in enumerate(folds):
         rows = held_N == f
+        held_ND = z_ND[rows]
         for c in range(len(grid)):
             p = c * n_fits + i
-            score[c, rows] = _link(z_ND[rows] @ solution.coef_DPK[:, p] + solution.intercept_PK[p], "multiclass" if n_classes > 2 else "binary")
+            score[c, rows] = _link(held_ND @ solution.coef_DPK[:, p] + solution.intercept_PK[p], "multiclass" if n_classes > 2 else "binary")
     scored = known & np.isfinite(score[0, :, 0])
     figures = np.array([_figure(target[scored], score[c, scored], n_classes, config) for c in range(len(grid))])
     best = int(np.argmax(np.where(np.isfinite(figures), figures, -np.inf)))
