@@ -16,6 +16,7 @@ MEMORY = 10
 CURVATURE_ROWS = 8192
 RENEWED = 25
 ROUNDING = 1e-5  # of a product of float32, beside a diagonal of ones
+LEAST_CURVED = 1e-20  # of a step that is remembered; a straighter one says nothing
 N_TRIES = 20  # points of a line search
 SLAB = 1 << 17  # scores handled at a time: with what is made of them they fit in a processor's second cache
 SLOPE_SHARE = 0.2  # the line search ends when the slope has fallen to this share: a strong Wolfe condition, enough for a convex loss
@@ -146,7 +147,9 @@ def _minimum(
         score += score_step
         new = _back(residual, z_ND) + penalty * coef
         change = new - gradient
-        history = [*history[-(MEMORY - 1) :], (move, change, 1.0 / np.maximum(_dot(move, change), 1e-300))]
+        curved_P = _dot(move, change)
+        pair = (move, change, np.where(curved_P > LEAST_CURVED, 1.0 / np.maximum(curved_P, LEAST_CURVED), 0.0))
+        history = [*history[-(MEMORY - 1) :], pair]
         gradient = new
     out[live] = coef
     return out, converged_P, n_iterations
