@@ -1,8 +1,10 @@
 """The benchmark: real corpora, their questions, the methods that answer them, and how each is kept so that an interrupted page goes on.
 
 OUT/stores/NAME         the prepared corpora
+OUT/stores/NAME+OTHER   another corpus, prepared like NAME, for pretraining alone
 OUT/encoders/...        encoders pretrained inside a fold, shared by the questions of a store
 OUT/cells/QUESTION/...  the predictions of one row at one setting, seed and fold
+OUT/costs.csv           question, cell and CPU seconds of each cell, as it was done
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from downstream import TuneConfig
 from encoders import INITIAL, UNMASKED, Origin, twin_settings
 from finetune import scratch_origin
 from handmade import has_handcrafted
+from physio_data.manifest import MANIFEST
 from physio_data.prepare import PrepareConfig
 from physio_data.store import Store
 from physio_models import MODELS, resolve
@@ -37,11 +40,13 @@ from physio_train import FitConfig, floors
 from physio_train import predictions as prediction_files
 from physio_train.folds import FoldSpec, outer_folds
 from physio_train.predictions import Predictions
+from pool import config_of, others_for, physical, pooled
 from questions import Question, question_of, split_question
 from rows import Job
 
 Size = Literal["tiny", "fast", "reference"]
 METHODS = ("himae", "ti_mae", "cwt_mae", "cpc_s4d")
+FUSED = "himae"  # the method whose encoder is also read beside hand-made features
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,9 +75,11 @@ SOURCES = (
     Source(name="synthetic", corpus="synthetic", tasks=("pvc", "af", "age"), options=(("n_subjects", 400), ("minutes", 4.0))),
 )
 TINY_OPTIONS = {"n_subjects": 24, "minutes": 0.5}
+COHORT = {"n_subjects": 200, "minutes": 1.0}  # of the synthetic cohort that encoders of other sources learn from
+COSTS = "costs.csv"
 FEW_SUBJECTS = 10
 N_FOLDS = {"tiny": 2, "fast": 3, "reference": 5}
-N_TWINS = {"tiny": 1, "fast": 3, "reference": 5}
+N_TWINS = {"tiny": 1, "fast": 2, "reference": 5}
 N_STEPS = {"tiny": 4, "fast": 300, "reference": 20_000}
 
 
@@ -101,15 +108,38 @@ def wanted(names: Sequence[str], root: Path, size: Size) -> tuple[list[Source], 
 
 
 def prepared(source: Source, root: Path, out: Path, size: Size, jobs: int) -> Store:
-    """The source's store, prepared where it is not there yet."""
+    """The source's store and those of the other corpora that its encoders learn from, prepared where they are not there yet."""
     folder = out / "stores" / source.name
     values = dict(source.config)
     options = dict(source.options) if size != "tiny" else {key: TINY_OPTIONS[key] for key, _ in source.options}
     if source.corpus == "ptbxl":
         values["folds"] = str(strat_folds(root / source.folder, out / "stores" / "ptbxl_folds.csv"))
     where = str(root / source.folder) if source.folder else None
-    prepare.prepared(PrepareConfig(corpus=source.corpus, root=where, corpus_options=options, **values), folder, workers=0 if jobs < 2 else jobs)
-    return Store(folder)
+    workers = 0 if jobs < 2 else jobs
+    prepare.prepared(PrepareConfig(corpus=source.corpus, root=where, corpus_options=options, **values), folder, workers=workers)
+    store = Store(folder)
+    for other in others_for(store, source.corpus):
+        if not other.folder or (root / other.folder).exists():
+            cohort = TINY_OPTIONS if size == "tiny" else COHORT
+            prepare.prepared(config_of(other, store, root, cohort), out / "stores" / f"{source.name}+{other.name}", workers=workers)
+    return store
+
+
+def others(source: Source, store: Store, out: Path) -> tuple[str, ...]:
+    """Folders of the other corpora that `prepared` found and prepared like this store."""
+    folders = [out / "stores" / f"{source.name}+{other.name}" for other in others_for(store, source.corpus)]
+    return tuple(str(folder) for folder in folders if (folder / MANIFEST).is_file())
+
+
+def pretraining_note(source: Source, store: Store, out: Path) -> str:
+    """What the pretrained rows learnt from."""
+    beside = others(source, store, out)
+    if not beside:
+        why = "its windows are normalised series without a unit or a rate" if not physical(store) else f"no other corpus has {'+'.join(store.channels)}"
+        return f"pretrained on the fold's training windows alone: {why}"
+    _, *counts = pooled(store, np.arange(len(store)), beside).counts().items()
+    listed = ", ".join(f"{name} ({n})" for name, n in counts)
+    return f"pretrained on the fold's training windows (half of what is drawn) and on windows of other corpora: {listed}"
 
 
 def strat_folds(root: Path, path: Path) -> Path:
@@ -190,6 +220,7 @@ def cells(
     home, refused = out / "cells" / f"{source.name}-{task}", []
     question, specs = posed(source, store, folder, task, size, ReadOut())
     made: list[Cell] = []
+    beside = others(source, store, out)
 
     def add(name: str, **job: object) -> None:
         made.append(Cell(path=home / f"{name}.csv", job=Job(**{"specs": specs, "question": question, **job})))
@@ -204,7 +235,10 @@ def cells(
         asked = replace(question, read_out=replace(cfg.probe, task=task))
         for spec in specs:
             where = out / "encoders" / source.name / method / f"fold{spec.fold}"
-            add(f"{method}-fold{spec.fold}", row=method, source="inductive", specs=(spec,), question=asked, cfg=cfg, folder=str(where))
+            own = {"specs": (spec,), "question": asked, "cfg": cfg, "folder": str(where), "others": beside}
+            add(f"{method}-fold{spec.fold}", row=method, source="inductive", **own)
+            if method == FUSED and has_handcrafted(store):
+                add(f"{method}+handcrafted-fold{spec.fold}", row=f"{method}+handcrafted", source="fused", **own)
         settings = [s for s in twin_settings(cfg) if size == "reference" or s in (INITIAL, UNMASKED)]
         for setting in settings:
             for seed in range(N_TWINS[size]):
@@ -228,7 +262,8 @@ def run_cells(todo: Sequence[Cell], n_processes: int, keep: Callable[[Cell, Pred
     missing = [cell for cell in todo if not cell.path.is_file() and not cell.path.with_suffix(".why").is_file()]
     if missing:
         say(f"{len(todo) - len(missing)} of {len(todo)} cells are there, {len(missing)} to do")
-    rows.each_job([cell.job for cell in missing], n_processes, lambda i, done: keep(missing[i], done))
+    for part in ([c for c in missing if c.job.source != "fused"], [c for c in missing if c.job.source == "fused"]):  # these read the encoders of the first
+        rows.each_job([cell.job for cell in part], n_processes, lambda i, done, part=part: keep(part[i], done))
     return [f"{c.job.row}: no cell, {c.path.with_suffix('.why').read_text(encoding='utf-8').strip()}" for c in todo if c.path.with_suffix(".why").is_file()]
 
 
@@ -239,6 +274,8 @@ def keep_cell(cell: Cell, done: rows.Done | ValueError) -> None:
         cell.path.with_suffix(".why").write_text(f"{done}\n", encoding="utf-8")
     else:
         prediction_files.write(cell.path, done.predictions)
+        with (cell.path.parents[2] / COSTS).open("a", encoding="utf-8") as file:
+            file.write(f"{cell.path.parent.name},{cell.path.stem},{done.cpu_s:.1f}\n")
 
 
 def stored(todo: Sequence[Cell], question: Question, specs: Sequence[FoldSpec]) -> tuple[list[Predictions], dict[str, dict[str, Predictions]], bool]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from physio_models.reference import reference_encoder
 from physio_models.statistics import batch_norms, reestimate_statistics
 from physio_train import FitConfig, Run, Step, Streams, fit
 from physio_train.embed import embed, signals
+from pool import pooled
 from questions import Question
 
 INITIAL, UNMASKED, MASKED = "as initialised", "statistics of unmasked input", "statistics of masked input"
@@ -123,8 +124,11 @@ def twin(cfg: PretrainConfig, contract: InputContract, setting: str, seed: int, 
     return encoder
 
 
-def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store | Stores, rows_N: np.ndarray) -> Encoder:
-    """The encoder pretrained on these rows alone, kept in `folder`; read back where an earlier run finished it."""
+def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store | Stores, rows_N: np.ndarray, others: Sequence[Path | str] = ()) -> Encoder:
+    """The encoder pretrained on these rows, and on stores of other subjects (`pool.pooled`), kept in `folder`; read back where an earlier run finished it."""
+    if others:
+        drawn = pooled(store, rows_N, others)
+        cfg, store, rows_N = replace(cfg, mix=drawn.shares), drawn.stores, drawn.rows_N
     if cfg.weights:
         raise ValueError("an encoder that started from other weights cannot be pretrained on a fold's subjects alone: leave --cv-pretrain out")
     if tokens.reads_tokens(cfg.model) and not (folder / tokens.FILE).is_file():
@@ -141,7 +145,7 @@ def pretrained_here(cfg: PretrainConfig, folder: Path, seed: int, store: Store |
         tokens.keep(tokenizer, folder)
     encoder = tokens.attached(from_pretrained(folder))
     if encoder.seen != seen_of(store, rows_N):
-        raise ValueError(f"{folder} holds an encoder pretrained on other subjects than this fold trains on: choose another --out")
+        raise ValueError(f"{folder} holds an encoder pretrained on other windows than those of this fold and its other corpora: choose another --out")
     return encoder
 
 

@@ -124,7 +124,7 @@ def of_benchmark(app: Leaderboard) -> dict[str, Table]:
             refused += benchmark.run_cells(todo, app.jobs, benchmark.keep_cell)
             whole, twins, disjoint = benchmark.stored(todo, question, specs)
             heading = heading_of(store, question.rows_N, ())  # every method is pretrained inside its fold
-            notes = [*dict.fromkeys(refused), *source_notes(store, question)]
+            notes = [*dict.fromkeys(refused), benchmark.pretraining_note(source, store, app.out), *source_notes(store, question)]
             tables[f"{source.name}: {task}"] = scored(task, question.task.kind, heading, whole, twins, disjoint, notes)
             write_page(app.out, tables, absent)
     if not tables:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
@@ -36,10 +37,10 @@ from physio_train.folds import FoldSpec
 from physio_train.predictions import Predictions, concatenate
 from physio_train.probe import Probe, ProbeConfig
 from physio_train.protocol import predict
-from physio_train.readouts import fit_chosen, fit_readout, fit_thresholds
+from physio_train.readouts import fit_chosen, fit_fused, fit_readout, fit_thresholds
 from questions import Question
 
-Source = Literal["encoder", "inductive", "twin", "handcrafted"]
+Source = Literal["encoder", "inductive", "fused", "twin", "handcrafted"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,8 @@ class Job:
     setting: str = ""
     seed: int = 0
     encoder: Origin | None = None  # of "encoder"
-    folder: str = ""  # of "inductive": where this fold's encoder is kept
+    folder: str = ""  # of "inductive" and "fused": where this fold's encoder is kept
+    others: tuple[str, ...] = ()  # of the same: stores of other subjects that its encoder may learn from too
     cfg: PretrainConfig | None = None  # of twins and encoders pretrained inside a fold
     contract: InputContract | None = None  # of twins: what the encoder under test takes
     tuned: TuneConfig | None = None  # trained with its encoder instead of read out frozen
@@ -72,6 +74,7 @@ class Done:
     job: Job
     predictions: Predictions
     probe: Probe | ReadOutFit | TunedFit
+    cpu_s: float = 0.0  # what the job took of one thread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,13 +160,14 @@ def _quiet() -> None:
 
 def work(job: Job) -> Done:
     """Features, fit and scores of one job, on one thread."""
-    if job.source == "handcrafted":
+    if job.source in ("handcrafted", "fused"):
         import sklearn.ensemble  # noqa: F401  (a thread pool that is loaded later is not limited, and trees then depend on the number of threads)
-    threads = torch.get_num_threads()
+    threads, began = torch.get_num_threads(), time.process_time()
     torch.set_num_threads(1)
     try:
         with threadpool_limits(1):
-            return _work(job)
+            done = _work(job)
+            return replace(done, cpu_s=time.process_time() - began)
     finally:
         torch.set_num_threads(threads)
 
@@ -171,19 +175,19 @@ def work(job: Job) -> Done:
 def _work(job: Job) -> Done:
     question, parts_, fitted = job.question, [], None
     windows, held = question.windows, question.validation
-    of_fold = _features(job) if job.tuned is None else lambda spec: np.arange(len(windows))
+    of_fold, n_made = _features(job) if job.tuned is None else (lambda spec: np.arange(len(windows)), 0)
     for spec in job.specs:
         x_N = of_fold(spec)
         train = spec.train if held is None else np.setdiff1d(spec.train, held)
         if job.fraction < 1:
             train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=question.task.kind, seed=job.seed + spec.repeat)]
-        fitted = _fitted(job, x_N, train, held, spec)
+        fitted = _fitted(job, x_N, n_made, train, held, spec)
         parts_.append(predict(job.row, fitted, x_N[spec.test], windows.take(spec.test), question.task, seed=job.seed, repeat=spec.repeat, fold=str(spec.fold)))
     return Done(job=job, predictions=concatenate(parts_), probe=fitted)
 
 
-def _fitted(job: Job, x_N: np.ndarray, train: np.ndarray, held: np.ndarray | None, spec: FoldSpec) -> Probe | ReadOutFit | TunedFit:
-    """The job's read-out, fitted on the training windows alone."""
+def _fitted(job: Job, x_N: np.ndarray, n_made: int, train: np.ndarray, held: np.ndarray | None, spec: FoldSpec) -> Probe | ReadOutFit | TunedFit:
+    """The job's read-out, fitted on the training windows alone; the last `n_made` features are hand-made."""
     windows, task = job.question.windows, job.question.task
     if job.tuned is not None:
         if held is None:
@@ -199,12 +203,16 @@ def _fitted(job: Job, x_N: np.ndarray, train: np.ndarray, held: np.ndarray | Non
     if job.source == "handcrafted":
         chosen = fit_chosen(x_ND, y, groups, task.kind, task.classes, seed=job.seed)
         return ReadOutFit(predict=chosen.predict, threshold_K=chosen.threshold_K)
+    if job.source == "fused":
+        fused = fit_fused(x_ND, x_ND.shape[1] - n_made, y, groups, task.kind, task.classes, seed=job.seed)
+        return ReadOutFit(predict=fused.predict, threshold_K=fused.threshold_K)
     validation = None if held is None else (x_N[held], windows.y[held])
     return probes.fit(x_ND, y, groups, ProbeConfig(kind=task.kind), classes=task.classes, validation=validation)
 
 
-def _features(job: Job) -> Callable[[FoldSpec], np.ndarray]:
-    """A function of the fold that gives features (N, D) of all windows; what does not depend on the fold is computed once."""
+def _features(job: Job) -> tuple[Callable[[FoldSpec], np.ndarray], int]:
+    """A function of the fold that gives features (N, D) of all windows, and how many of the last are hand-made; what does not depend on the fold is computed
+    once."""
     question = job.question
     store = _stores(question.stores)
 
@@ -212,19 +220,21 @@ def _features(job: Job) -> Callable[[FoldSpec], np.ndarray]:
         return encoder_features(twin(job.cfg, job.contract, job.setting, job.seed, store, question.rows_N[spec.train]), store, question)
 
     def of_fold(spec: FoldSpec) -> np.ndarray:
-        return encoder_features(pretrained_here(job.cfg, Path(job.folder), spec.seed, store, question.rows_N[spec.train]), store, question)
+        encoder = pretrained_here(job.cfg, Path(job.folder), spec.seed, store, question.rows_N[spec.train], job.others)
+        if both := set(encoder.seen["subjects"]) & set(store.index["subject"][question.rows_N[spec.test]].tolist()):
+            raise ValueError(f"the encoder in {job.folder} saw test subject {min(both)}: delete that folder")
+        return encoder_features(encoder, store, question)
 
     if job.source == "inductive":
-        return of_fold
+        return of_fold, 0
     if job.source == "twin" and job.setting != INITIAL:
-        return of_twin
-    if job.source == "twin":
-        fixed = of_twin(job.specs[0])
-    elif job.source == "handcrafted":
-        fixed = handcrafted_features(store, question.rows_N)
-    else:
-        fixed = encoder_features(job.encoder.open(store), store, question)
-    return lambda spec: fixed
+        return of_twin, 0
+    if job.source in ("handcrafted", "fused"):
+        made = handcrafted_features(store, question.rows_N)
+        beside = (lambda spec: made) if job.source == "handcrafted" else (lambda spec: np.concatenate([of_fold(spec), made], axis=1))
+        return beside, made.shape[1]
+    fixed = of_twin(job.specs[0]) if job.source == "twin" else encoder_features(job.encoder.open(store), store, question)
+    return (lambda spec: fixed), 0
 
 
 @cache

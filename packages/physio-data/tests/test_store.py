@@ -181,3 +181,14 @@ def test_stores_of_different_bands_are_refused(tmp_path):
 def test_a_subject_in_two_folds_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"'é0' is in two folds"):
         make(tmp_path / "s", fold=["train", "test"] * 25)
+
+
+def test_channels_are_read_under_other_names(tmp_path):
+    x_NCT, _ = make(tmp_path / "a")
+    other = Store(tmp_path / "a", channels=("MLII", "V5"))
+    assert other.channels == ("MLII", "V5") and pickle.loads(pickle.dumps(other)).channels == ("MLII", "V5")
+    y_NCT, _ = make(tmp_path / "b")
+    both = Stores([other, Store(tmp_path / "b", channels=("MLII", "V5"))])
+    np.testing.assert_array_equal(both.batch([3, 53])["signal"], np.stack([x_NCT[3], y_NCT[3]]))
+    with pytest.raises(ValueError, match="must name the 2 of"):
+        Store(tmp_path / "a", channels=("MLII",))

@@ -3,13 +3,15 @@
 import numpy as np
 import pytest
 from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from physio_train import metrics, readouts
 from physio_train.few_shot import labelled_subjects, validation_part
 from physio_train.folds import grouped_folds
-from physio_train.readouts import _vote, fit_chosen, fit_knn, fit_readout, fit_thresholds
+from physio_train.probe import ProbeConfig, fit
+from physio_train.readouts import _vote, fit_chosen, fit_fused, fit_knn, fit_readout, fit_thresholds
 
 
 def ring(n=300, seed=0):
@@ -119,6 +121,42 @@ def test_the_better_of_blend_and_members_is_chosen_inside_the_training_subjects(
     assert found.name != "linear" and found.figures[found.name] == min(found.figures.values()) and np.isnan(found.threshold_K).all()
     two = fit_chosen(x, y, np.arange(300) // 150, "binary")
     assert two.name == "blend" and np.isnan(two.figures["blend"])  # no inner fold can be fitted
+
+
+def test_two_views_are_blended_by_the_weight_that_inner_folds_prefer(monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 30)
+    rng = np.random.default_rng(4)
+    x, g = rng.normal(size=(300, 8)), np.arange(300) // 6
+    y = (x[:, 0] + x[:, 4] + 0.3 * rng.normal(size=300) > 0).astype(np.int64)
+    fused = fit_fused(x, 4, y, g, "binary")
+    assert fused.weight in (0.25, 0.5, 0.75) and fused.figures[fused.weight] == max(fused.figures.values())
+    chosen = fit_chosen(x[:, 4:], y, g, "binary")
+    probe = fit(x[:, :4], y, g, ProbeConfig(kind="binary"))
+    assert fused.figures[0.0] == pytest.approx(chosen.figures[chosen.name])
+    fold, out = grouped_folds(g, y, 4, 0), np.zeros(300)
+    z = (x[:, :4] - x[:, :4].mean(0)) / x[:, :4].std(0)
+    for f in range(4):
+        theirs = LogisticRegression(C=probe.strength_K[0], class_weight="balanced", tol=1e-9).fit(z[fold != f], y[fold != f])
+        out[fold == f] = theirs.predict_proba(z[fold == f])[:, 1]
+    assert fused.figures[1.0] == pytest.approx(roc_auc_score(y, out), abs=1e-4)
+    odds = [np.log(np.clip(p, 1e-4, 1 - 1e-4) / (1 - np.clip(p, 1e-4, 1 - 1e-4))) for p in (probe.predict(x[:, :4]), chosen.predict(x[:, 4:]))]
+    assert np.allclose(fused.predict(x), 1 / (1 + np.exp(-(fused.weight * odds[0] + (1 - fused.weight) * odds[1]))))
+    noise = fit_fused(np.concatenate([rng.normal(size=(300, 4)), x], axis=1), 4, y, g, "binary")
+    assert noise.weight < 1 and noise.figures[noise.weight] >= noise.figures[0.0] > noise.figures[1.0]
+    target = x[:, 0] + x[:, 4]
+    found = fit_fused(x, 4, target, g, "regression")
+    assert found.figures[found.weight] == min(found.figures.values()) and np.isnan(found.threshold_K).all() and found.predict(x).shape == (300, 1)
+
+
+@pytest.mark.parametrize("kind", ["multiclass", "multilabel"])
+def test_two_views_answer_several_classes(kind, monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 20)
+    monkeypatch.setattr(readouts, "N_ROUNDS", 10)
+    rng = np.random.default_rng(1)
+    x, g = rng.normal(size=(120, 6)), np.arange(120) // 6
+    y = np.digitize(x[:, 0], [-0.5, 0.5]) if kind == "multiclass" else (x[:, [0, 1, 4]] > 0.3).astype(np.int64)
+    score = fit_fused(x, 3, y, g, kind, ("a", "b", "c")).predict(x)
+    assert score.shape == (120, 3) and np.isfinite(score).all() and (kind != "multiclass" or np.allclose(score.sum(1), 1))
 
 
 def test_two_subjects_leave_no_inner_fold_to_choose_a_threshold_on():

@@ -50,13 +50,25 @@ class Store:
     `task` names the label that items and batches carry; without it a store of one task carries that one and a store of several none.
     Opening checks sizes, shapes and versions; `verify=True` hashes every shard as well. A pickled store reopens by its path, so DataLoader
     workers may hold it. An address (`s3://bucket/folder`) is read through the copy in `cache` (default: `remote.default_cache()`).
-    Raises ValueError for a missing, damaged or newer store and for an unknown task.
+    `channels` reads the channels under other names, one for each and in their order, where corpora name one lead differently.
+    Raises ValueError for a missing, damaged or newer store, for an unknown task and for another number of names than channels.
     """
 
-    def __init__(self, path: str | Path, *, task: str | None = None, verify: bool = False, cache: str | Path | None = None) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        task: str | None = None,
+        verify: bool = False,
+        cache: str | Path | None = None,
+        channels: Sequence[str] | None = None,
+    ) -> None:
         self.path = local_store(path, cache) if is_remote(path) else Path(path).resolve()
         self.manifest, self.hash = read_manifest(self.path)
-        self.channels: tuple[str, ...] = tuple(self.manifest["channels"])
+        stored = tuple(self.manifest["channels"])
+        self.channels: tuple[str, ...] = stored if channels is None else tuple(channels)
+        if len(self.channels) != len(stored):
+            raise ValueError(f"channels must name the {len(stored)} of {self.path} ({', '.join(stored)}) in their order, got {self.channels}")
         self.units: tuple[str, ...] = tuple(self.manifest["units"])
         self.fs: float = float(self.manifest["fs"])
         self.n_samples: int = int(self.manifest["n_samples"])
@@ -84,11 +96,11 @@ class Store:
             raise ValueError(f"task {task!r} is not in the store {self.path}; it has {', '.join(self.tasks) or 'none'}")
         return task
 
-    def __getstate__(self) -> tuple[Path, str | None]:
-        return self.path, self.task
+    def __getstate__(self) -> tuple[Path, str | None, tuple[str, ...]]:
+        return self.path, self.task, self.channels
 
-    def __setstate__(self, state: tuple[Path, str | None]) -> None:
-        Store.__init__(self, state[0], task=state[1])
+    def __setstate__(self, state: tuple[Path, str | None, tuple[str, ...]]) -> None:
+        Store.__init__(self, state[0], task=state[1], channels=state[2])
 
     def __repr__(self) -> str:
         return f"Store({str(self.path)!r}: {len(self)} windows, {'+'.join(self.channels)}, {self.n_samples} samples at {self.fs:g} Hz)"

@@ -94,10 +94,21 @@ def fit(
     `validation` (x, y) replaces the inner folds where a corpus has a validation fold: strength and threshold are chosen there, the fit stays on these rows.
     Raises ValueError for non-finite features (unless `missing="median"`, which fills NaN), for one class only, and for fewer groups than inner folds.
     """
+    return _fit(x_ND, y, groups_N, config, classes, validation)[0]
+
+
+def fit_with_scores(x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, config: ProbeConfig, *, classes: tuple[str, ...] = ()) -> tuple[Probe, np.ndarray]:
+    """As `fit`, with the out-of-fold scores (N, K) of the inner folds at the chosen strength; NaN where a row has no label or the other folds allow no fit."""
+    return _fit(x_ND, y, groups_N, config, classes, None)
+
+
+def _fit(x_ND, y, groups_N, config, classes, validation) -> tuple[Probe, np.ndarray]:
+    """The probe, and inner scores (N, K) of the rows given."""
     x_ND, y_NK = np.asarray(x_ND, dtype=np.float64), _target(y, config.kind)
     if x_ND.ndim != 2 or len(x_ND) != len(y_NK) or len(groups_N) != len(y_NK):
         raise ValueError(f"x_ND must be (N, D) with one label and one group per row, got {x_ND.shape}, {y_NK.shape} and {np.shape(groups_N)}")
     known = np.isfinite(y_NK).any(axis=1)
+    known_N = known
     x_ND, y_NK, groups_N = x_ND[known], y_NK[known], np.asarray(groups_N)[known]
     if not len(x_ND):
         raise ValueError("y has no known label among the training rows: choose another task or fold")
@@ -112,7 +123,10 @@ def fit(
         x_ND, y_NK = np.concatenate([x_ND, x_more[known]]), np.concatenate([y_NK, y_more[known]])
     z_ND = _standardise(x_ND, fill_D, mean_D, scale_D, config.missing)
     fitted = _ridge(z_ND, y_NK[:, 0], held_N, config) if config.kind == "regression" else _logistic(z_ND, y_NK, held_N, n_outputs, config)
-    return Probe(config=config, classes=names, fill_D=fill_D, mean_D=mean_D, scale_D=scale_D, **fitted)
+    scores = fitted.pop("scores")
+    inner_NK = np.full((len(known_N), scores.shape[1]), np.nan)
+    inner_NK[known_N] = scores[: known_N.sum()]
+    return Probe(config=config, classes=names, fill_D=fill_D, mean_D=mean_D, scale_D=scale_D, **fitted), inner_NK
 
 
 def save(folder: str | Path, probe: Probe) -> Path:
@@ -153,8 +167,9 @@ def _logistic(z_ND: np.ndarray, y_NK: np.ndarray, held_N: np.ndarray, n_outputs:
     fit_rows = np.flatnonzero(held_N == -1) if np.any(held_N == -1) else np.arange(len(held_N))  # a validation fold has no part in the fit
     design = logistic.design(z_ND[fit_rows])
     solved = [_one_label(design, fit_rows, z_ND, column, held_N, max(n_outputs if config.kind == "multiclass" else 2, 2), config) for column in y_NK.T]
-    coef, intercept, strength, threshold, figure, converged = zip(*solved, strict=True)
+    coef, intercept, strength, threshold, figure, converged, scores = zip(*solved, strict=True)
     return {
+        "scores": np.concatenate(scores, axis=1),
         "coef_DK": np.concatenate(coef, axis=1),
         "intercept_K": np.concatenate(intercept),
         "strength_K": np.array(strength),
@@ -180,16 +195,17 @@ def _one_label(design, fit_rows, z_ND, y_N, held_N, n_classes, config):
     score = np.full((len(grid), len(z_ND), solution.coef_DPK.shape[2]), np.nan)
     for i, f in enumerate(folds):
         rows = held_N == f
+        held_ND = z_ND[rows]
         for c in range(len(grid)):
             p = c * n_fits + i
-            score[c, rows] = _link(z_ND[rows] @ solution.coef_DPK[:, p] + solution.intercept_PK[p], "multiclass" if n_classes > 2 else "binary")
+            score[c, rows] = _link(held_ND @ solution.coef_DPK[:, p] + solution.intercept_PK[p], "multiclass" if n_classes > 2 else "binary")
     scored = known & np.isfinite(score[0, :, 0])
     figures = np.array([_figure(target[scored], score[c, scored], n_classes, config) for c in range(len(grid))])
     best = int(np.argmax(np.where(np.isfinite(figures), figures, -np.inf)))
     chosen = best * n_fits + n_fits - 1
     threshold = best_threshold(target[scored], score[best, scored, 0]) if n_classes == 2 else np.nan
     converged = bool(solution.converged_P.all())
-    return solution.coef_DPK[:, chosen], solution.intercept_PK[chosen], grid[best], threshold, figures[best], converged
+    return solution.coef_DPK[:, chosen], solution.intercept_PK[chosen], grid[best], threshold, figures[best], converged, score[best]
 
 
 def _figure(target_N: np.ndarray, score_NK: np.ndarray, n_classes: int, config: ProbeConfig) -> float:
@@ -207,12 +223,13 @@ def _figure(target_N: np.ndarray, score_NK: np.ndarray, n_classes: int, config: 
 def _ridge(z_ND: np.ndarray, y_N: np.ndarray, held_N: np.ndarray, config: ProbeConfig) -> dict[str, Any]:
     """Minimise sum((y - z coef - intercept)^2) + ||coef||^2 / strength; the strength by inner out-of-fold squared error."""
     folds = [int(f) for f in np.unique(held_N[held_N >= 0])]
-    grid, error, count = np.array(config.grid), np.zeros(len(config.grid)), 0
+    grid = np.array(config.grid)
+    score_CN = np.full((len(grid), len(y_N)), np.nan)
     for f in folds:
         rows = held_N == f
         for c, (coef_D, intercept) in enumerate(_ridge_path(z_ND[~rows], y_N[~rows], grid)):
-            error[c] += np.sum((z_ND[rows] @ coef_D + intercept - y_N[rows]) ** 2)
-        count += int(rows.sum())
+            score_CN[c, rows] = z_ND[rows] @ coef_D + intercept
+    error = np.nansum((score_CN - y_N) ** 2, axis=1)
     best = int(np.argmin(error))
     rows = held_N == -1 if np.any(held_N == -1) else np.ones(len(y_N), dtype=bool)
     coef_D, intercept = _ridge_path(z_ND[rows], y_N[rows], grid[best : best + 1])[0]
@@ -221,7 +238,8 @@ def _ridge(z_ND: np.ndarray, y_N: np.ndarray, held_N: np.ndarray, config: ProbeC
         "intercept_K": np.array([intercept]),
         "strength_K": grid[best : best + 1],
         "threshold_K": np.array([np.nan]),
-        "inner_K": np.array([-error[best] / count]),
+        "inner_K": np.array([-error[best] / np.isfinite(score_CN[best]).sum()]),
+        "scores": score_CN[best][:, None],
         "converged": True,
     }
 

@@ -5,7 +5,7 @@ N windows, D features, K score columns (as `protocol.Task.columns`). Each `fit_*
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -15,13 +15,14 @@ from scipy.special import logit
 from physio_train.floors import headline
 from physio_train.folds import grouped_folds
 from physio_train.metrics import best_threshold
-from physio_train.probe import FLAT, Kind, ProbeConfig
+from physio_train.probe import FLAT, Kind, ProbeConfig, fit_with_scores
 from physio_train.probe import fit as fit_probe
 
 ReadOutName = Literal["linear", "knn", "forest", "boosted", "blend"]
 N_TREES = 300  # of a forest
 N_ROUNDS = 120  # of boosting
 BLENDED = ("linear", "forest", "boosted")
+WEIGHTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # of an encoder's read-out beside that of hand-made features
 FOREST_WINDOWS = 10_000  # training windows up to which a forest is worth its time beside boosted trees
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -61,15 +62,53 @@ def fit_chosen(x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind
     The figure is `floors.headline` of the pooled scores; the blend where none is better, or where the inner folds allow no figure. Its thresholds are of
     the same scores. Labels and errors as `fit_readout`.
     """
+    return fit_chosen_with_scores(x_ND, y, groups_N, kind, classes, seed)[0]
+
+
+def fit_chosen_with_scores(
+    x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0
+) -> tuple[Chosen, np.ndarray]:
+    """As `fit_chosen`, with the out-of-fold scores (N, K) of what was chosen; NaN where the inner folds allow none."""
     names = _blended(len(x_ND))
     scores = _out_of_fold(names, x_ND, y, groups_N, kind, classes, seed)
-    scores = {"blend": _blend([scores[name] for name in names], kind)} | scores
+    scores = {"blend": blend([scores[name] for name in names], kind)} | scores
+    best, figures = _best(scores, y, kind, classes)
+    return Chosen(fit_readout(best, x_ND, y, groups_N, kind, classes, seed), _thresholds(scores[best], y, kind, classes), best, figures), scores[best]
+
+
+class Fused(NamedTuple):
+    """Two read-outs of one window as one: scores from the features of both side by side, thresholds (K,), the first one's weight, and every weight's figure."""
+
+    predict: Scores
+    threshold_K: np.ndarray
+    weight: float
+    figures: dict[float, float]
+
+
+def fit_fused(x_ND: np.ndarray, n_first: int, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Fused:
+    """An encoder's features (the first `n_first` columns) by the probe and hand-made ones (the others) by `fit_chosen`, their scores blended.
+
+    The weight is the best of `WEIGHTS` on the out-of-fold scores that both have from inner folds of the training subjects; the even blend where none is
+    better. Labels and errors as `fit_readout`.
+    """
+    probe, first_NK = fit_with_scores(x_ND[:, :n_first], y, groups_N, ProbeConfig(kind=kind, seed=seed), classes=classes)
+    chosen, second_NK = fit_chosen_with_scores(x_ND[:, n_first:], y, groups_N, kind, classes, seed)
+    scores = {weight: blend([first_NK, second_NK], kind, (weight, 1 - weight)) for weight in WEIGHTS}
+    best, figures = _best(scores, y, kind, classes)
+    return Fused(partial(_fused, probe.predict, chosen.predict, n_first, best, kind), _thresholds(scores[best], y, kind, classes), best, figures)
+
+
+def _fused(first: Scores, second: Scores, n_first: int, weight: float, kind: Kind, x_MD: np.ndarray) -> np.ndarray:
+    return blend([first(x_MD[:, :n_first]), second(x_MD[:, n_first:])], kind, (weight, 1 - weight))
+
+
+def _best(scores: Mapping[Any, np.ndarray], y: np.ndarray, kind: Kind, classes: tuple[str, ...]) -> tuple[Any, dict[Any, float]]:
+    """The best of some out-of-fold scores (N, K) by the table's headline, the first named where none is better; and every one's figure."""
     label_NK = _targets(y, kind, len(classes))
-    known_N = np.isfinite(scores["blend"]).all(axis=1) & np.isfinite(label_NK).any(axis=1)
+    known_N = np.logical_and.reduce([np.isfinite(score_NK).all(axis=1) for score_NK in scores.values()]) & np.isfinite(label_NK).any(axis=1)
     figures = {name: float(headline(label_NK[known_N], score_NK[known_N], kind)) if known_N.any() else np.nan for name, score_NK in scores.items()}
     sign = -1.0 if kind == "regression" else 1.0
-    best = max(figures, key=lambda name: sign * figures[name] if np.isfinite(figures[name]) else -np.inf)
-    return Chosen(fit_readout(best, x_ND, y, groups_N, kind, classes, seed), _thresholds(scores[best], y, kind, classes), best, figures)
+    return max(figures, key=lambda name: sign * figures[name] if np.isfinite(figures[name]) else -np.inf), figures
 
 
 def fit_thresholds(
@@ -184,7 +223,7 @@ def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
 
 
 def _blend_of(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
-    return _blend([part(x_MD) for part in parts], kind)
+    return blend([part(x_MD) for part in parts], kind)
 
 
 def _tree_model(name: str, kind: Kind, n_windows: int, seed: int):
@@ -220,10 +259,11 @@ def _blended(n_windows: int) -> tuple[str, ...]:
     return tuple(name for name in BLENDED if name != "forest" or n_windows <= FOREST_WINDOWS)
 
 
-def _blend(scores: list[np.ndarray], kind: Kind) -> np.ndarray:
+def blend(scores: Sequence[np.ndarray], kind: Kind, weights: Sequence[float] | None = None) -> np.ndarray:
+    """The mean of scores (N, K), of probabilities on the log-odds scale; weighed where weights are given."""
     if kind == "regression":
-        return np.mean(scores, axis=0)
-    mean = np.mean([logit(np.clip(score, 1e-4, 1 - 1e-4)) for score in scores], axis=0)
+        return np.average(scores, axis=0, weights=weights)
+    mean = np.average([logit(np.clip(score, 1e-4, 1 - 1e-4)) for score in scores], axis=0, weights=weights)
     p_NK = 1 / (1 + np.exp(-mean))
     return p_NK / p_NK.sum(axis=1, keepdims=True) if kind == "multiclass" else p_NK
 
