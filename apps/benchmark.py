@@ -174,7 +174,7 @@ def method_config(method: str, store: Store, size: Size) -> PretrainConfig:
         objective, lr, batch = MaskedReconstruction(patch=model.patch, mask_ratio=0.5), 1e-3, 64
     elif method == "cwt_mae":
         model = replace(resolve(MODELS, "cwt_mae").preset("tiny" if short else "fast", n_channels=c, n_samples=n), fs=store.fs, **cwt_band(store))
-        objective, lr, batch, pool = DualDomain(), 1e-3, 32, "mean+std"
+        objective, lr, batch, pool = DualDomain(), 1e-3, max(8, 32 // c), "mean+std"  # every lead is a row of tokens
     elif method == "cpc_s4d":
         step = next(p for p in (4, 3, 2, 1) if n % p == 0)
         model = S4dConfig(n_channels=c, n_samples=n, patch=step, width=16 if short else 64, depth=2)
@@ -235,7 +235,8 @@ def cells(
         asked = replace(question, read_out=replace(cfg.probe, task=task))
         for spec in specs:
             where = out / "encoders" / source.name / method / f"fold{spec.fold}"
-            own = {"specs": (spec,), "question": asked, "cfg": cfg, "folder": str(where), "others": beside}
+            few = replace(cfg, fit=replace(cfg.fit, batch_size=min(cfg.fit.batch_size, len(spec.train))))  # an archive may train on fewer than a batch
+            own = {"specs": (spec,), "question": asked, "cfg": few, "folder": str(where), "others": beside}
             add(f"{method}-fold{spec.fold}", row=method, source="inductive", **own)
             if method == FUSED and has_handcrafted(store):
                 add(f"{method}+handcrafted-fold{spec.fold}", row=f"{method}+handcrafted", source="fused", **own)
