@@ -304,7 +304,7 @@ def judged(app: EvaluateSae, study: Study, member: Member, z_test, z_train, mean
     codes = study_codes(member, z_test)
     rates_K = firing_rates(study_codes(member, z_train))
     audit = health(codes, member.sae.dictionary_KD.detach().numpy(), train_rate_K=rates_K, dense_rate=app.dense_rate)
-    residual = evaluate.residuals(lambda z: member.sae.decode(member.sae.encode(z)).numpy(), z_test, mean_D)
+    residual = evaluate.residuals(member.sae.decode(codes).numpy(), z_test, mean_D)
     ev = evaluate.explained(residual, who, n_resamples=app.resamples, seed=app.seed)
     steady = None
     if study.features.n_views:
@@ -425,8 +425,8 @@ def against(
     """Rows of the baselines at the headline's sparsity, and their codes of all rows for the table of factors."""
     rows, codes = [], {}
     l0 = max(1, round(head["l0"]))
-    who = study.subject_N[study.test_N]
-    width = z_train.shape[1]
+    who, tested = study.subject_N[study.test_N], np.searchsorted(study.rows_N, study.test_N)
+    z_all, width = study.features.z(study.rows_N), z_train.shape[1]
     for name in app.baselines:
         n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, head["k"])}.get(name, head["k"]), len(z_train))
         try:
@@ -434,8 +434,9 @@ def against(
         except ValueError as error:
             notes.append(f"no {name}: {error}")
             continue
-        found = sparse_codes(fitted.encode, z_test)
-        residual = evaluate.residuals(lambda z, f=fitted: f.decode(f.encode(z)), z_test, mean_D)
+        codes[name] = sparse_codes(fitted.encode, z_all)
+        found = codes[name][tested]
+        residual = evaluate.residuals(fitted.decode(found), z_test, mean_D)
         ev = evaluate.explained(residual, who, n_resamples=app.resamples, seed=app.seed)
         audit = health(found, dense_rate=app.dense_rate)
         lag = evaluate.lag1(found, study.next_within(study.test_N), study.features.index["record"][study.test_N])
@@ -460,7 +461,6 @@ def against(
                 "lag1_above": lag.above_null,
             }
         )
-        codes[name] = sparse_codes(fitted.encode, study.features.z(study.rows_N))
     return rows, codes
 
 
