@@ -279,7 +279,8 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
         levels = ", ".join(f"{e['ablation']} {e['l0']:.1f}" for e in table)
         notes.append(f"the ablations are not at one L0 ({levels}): read them along the Pareto front, or train longer under control.target")
     head_row = next(row for row in rows if row["name"] == head.name)
-    baselines, base_codes = against(app, study, head_row, z_train, z_test, mean_D, notes)
+    l0 = max(1, round(float(kept[head.name]["rate_K"].sum())))  # of training windows, as everything that is chosen
+    baselines, base_codes = against(app, study, head.n_concepts, l0, z_train, z_test, mean_D, notes)
     top = headline(app, study, head, head_row, kept[head.name], z_train, z_test, base_codes)
     counts = {"train_windows": len(train_N), "test_windows": len(test_N), "test_patients": len(np.unique(who)), "patients": len(study.subject_S)}
     return {
@@ -420,15 +421,14 @@ def ablations(app: EvaluateSae, found: Sequence[Member], kept: Mapping[str, Any]
 
 
 def against(
-    app: EvaluateSae, study: Study, head: Mapping[str, Any], z_train, z_test, mean_D, notes: list[str]
+    app: EvaluateSae, study: Study, n_concepts: int, l0: int, z_train, z_test, mean_D, notes: list[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Codes]]:
-    """Rows of the baselines at the headline's sparsity, and their codes of all rows for the table of factors."""
+    """Rows of the baselines at the headline's size and sparsity, and their codes of all rows for the table of factors."""
     rows, codes = [], {}
-    l0 = max(1, round(head["l0"]))
     who, tested = study.subject_N[study.test_N], np.searchsorted(study.rows_N, study.test_N)
     z_all, width = study.features.z(study.rows_N), z_train.shape[1]
     for name in app.baselines:
-        n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, head["k"])}.get(name, head["k"]), len(z_train))
+        n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, n_concepts)}.get(name, n_concepts), len(z_train))
         try:
             fitted = fit_baseline(name, z_train, n_components=n_components, l0=l0, seed=app.seed)
         except ValueError as error:

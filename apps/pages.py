@@ -167,7 +167,7 @@ def concepts(evaluation: Document, age: Document | None, ground: Document | None
     told = {c["concept"]: c for c in (ground or {}).get("concepts", [])}
     findings: dict[int, list[str]] = {}
     for row in (ground or {}).get("enrichment", {}).get("found", []):
-        if not row["rate_confounded"]:
+        if row["confirmed"]:
             findings.setdefault(row["concept"], []).append(f"{row['finding']} ({row['auroc']:.2f})")
     out = []
     for k, rate in enumerate(rates):

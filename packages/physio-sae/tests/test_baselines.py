@@ -49,11 +49,24 @@ def test_ica_is_another_basis_of_the_same_space(z_ND):
     np.testing.assert_allclose(whole.decode(whole.encode(z_ND)), z_ND, atol=5e-2)
 
 
+def test_cut_ica_codes_are_least_squares_on_what_is_kept(z_ND):
+    fitted = fit_baseline("ica", z_ND, n_components=10, l0=4)
+    for z, code in zip(z_ND[:20], fitted.encode(z_ND[:20]), strict=True):
+        kept = np.flatnonzero(code)
+        best, *_ = np.linalg.lstsq(fitted.dictionary_KD[kept].T, z - fitted.offset_D, rcond=None)
+        np.testing.assert_allclose(code[kept], best, rtol=1e-3, atol=1e-3)
+        assert len(kept) == 4
+
+
 def test_nmf_stacks_the_signs_only_where_it_must(z_ND):
     for z in (z_ND, np.abs(z_ND)):
         fitted = fit_baseline("nmf", z, n_components=8, l0=8)
         assert (fitted.encode(z) >= 0).all()
         assert ((fitted.dictionary_KD < 0).any()) == bool((z < 0).any())
+    cut = fit_baseline("nmf", np.abs(z_ND), n_components=8, l0=3)
+    for z, code in zip(np.abs(z_ND[:20]), cut.encode(np.abs(z_ND[:20])), strict=True):  # fitted again on the three that are kept
+        kept = np.flatnonzero(code)
+        assert np.linalg.norm(z - code @ cut.dictionary_KD) < 1.02 * nnls(cut.dictionary_KD[kept].T.astype(float), z.astype(float))[1] + 1e-3
 
 
 def test_nmf_codes_are_the_non_negative_least_squares_of_each_window_alone(z_ND):
