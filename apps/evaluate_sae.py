@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+import ablations
 import compose
 import console
 from console import say
@@ -29,7 +30,6 @@ from physio_sae.factors import Factor, matched
 from physio_sae.health import health
 from physio_sae.recovery import Target, over_50, recover, sparse_probes
 from physio_sae.triplets import Features
-from physio_train.statistics import interval, paired_difference, replicates
 
 MOST_CLASSES = 8  # a label set with more classes (statements of an ECG, say) is not asked class by class
 HYPERVOLUME_AT = (256.0, 0.0)  # the reference point of L0 and EV: fixed, so that runs compare
@@ -209,7 +209,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     leaderboard.write_json(out / "evaluation.json", document)
     board = document["members"] + document["baselines"]
     leaderboard.write_json(out / "leaderboard.json", leaderboard.ordered(board))
-    table = leaderboard.markdown(board, notes=document["notes"])
+    table = "\n".join(part for part in (leaderboard.markdown(board, notes=document["notes"]), ablations.markdown(document["ablations"])) if part)
     (out / "leaderboard.md").write_text(table, encoding="utf-8")
     print(table)
     top = document["headline"]
@@ -274,7 +274,9 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
         notes.append("no consistency: the features have no augmented views")
     if not (study.next_within(test_N) >= 0).any():
         notes.append("no lag-1: no test window has a gap-free successor")
-    table = ablations(app, found, kept, rows, head)
+    groups = ablations.grouped(found, head.n_concepts)
+    sides = study.patients(train_N), study.patients(test_N)
+    table = ablations.table(groups, kept, rows, study.targets(), sides, who, n_resamples=app.resamples, seed=app.seed) if groups else []
     if table and max(e["l0"] for e in table) > 1.1 * min(e["l0"] for e in table):
         levels = ", ".join(f"{e['ablation']} {e['l0']:.1f}" for e in table)
         notes.append(f"the ablations are not at one L0 ({levels}): read them along the Pareto front, or train longer under control.target")
@@ -303,13 +305,18 @@ def judged(app: EvaluateSae, study: Study, member: Member, z_test, z_train, mean
     """A member's row, and what later tables need of it."""
     test_N, who = study.test_N, study.subject_N[study.test_N]
     codes = study_codes(member, z_test)
-    rates_K = firing_rates(study_codes(member, z_train))
+    train_codes = study_codes(member, z_train)
+    rates_K = firing_rates(train_codes)
+    mean_SK = np.zeros((len(study.subject_S), member.n_concepts))
+    for rows_N, side in ((study.train_N, train_codes), (test_N, codes)):
+        mean_SK[study.patients(rows_N)] = patient_codes(side, study.subject_N[rows_N]).mean_SK
     audit = health(codes, member.sae.dictionary_KD.detach().numpy(), train_rate_K=rates_K, dense_rate=app.dense_rate)
     residual = evaluate.residuals(member.sae.decode(codes).numpy(), z_test, mean_D)
     ev = evaluate.explained(residual, who, n_resamples=app.resamples, seed=app.seed)
-    steady = None
+    steady = cosine_N = None
     if study.features.n_views:
-        steady = evaluate.consistency(codes, study_codes(member, study.features.z_aug(0, test_N)), who, seed=app.seed)
+        viewed = study_codes(member, study.features.z_aug(0, test_N))
+        steady, cosine_N = evaluate.consistency(codes, viewed, who, seed=app.seed), evaluate.cosines(codes, viewed)
     lag = evaluate.lag1(codes, study.next_within(test_N), study.features.index["record"][test_N])
     row = {
         "name": member.name,
@@ -337,7 +344,8 @@ def judged(app: EvaluateSae, study: Study, member: Member, z_test, z_train, mean
         "front": False,
     }
     _, error_S, total_S = evaluate.patient_sums(residual, who)
-    return row, {"error_S": error_S, "total_S": total_S, "audit": audit, "residual": residual, "rate_K": rates_K, "codes": codes}
+    more = {"error_S": error_S, "total_S": total_S, "cosine_N": cosine_N, "mean_SK": mean_SK}
+    return row, {**more, "audit": audit, "residual": residual, "rate_K": rates_K, "codes": codes}
 
 
 def front(rows: Sequence[dict[str, Any]]) -> None:
@@ -388,36 +396,6 @@ def halves_matched(folder: Path) -> list[dict[str, Any]]:
     figures = {name: getattr(found, name) for name in ("mean", "floor", "above_floor", "above_70", "above_90")}
     none = dict.fromkeys(("activations", "activations_floor", "angle_degrees"))
     return [{"ablation": f"{a.ablation}, halves of the patients", "k": a.n_concepts, "n_pairs": 1, **figures, **none}]
-
-
-def ablations(app: EvaluateSae, found: Sequence[Member], kept: Mapping[str, Any], rows: Sequence[dict[str, Any]], head: Member) -> list[dict[str, Any]]:
-    """EV of each ablation, mean over seeds, and its difference to `full` on the same resamples of patients; at the K that has most ablations."""
-    sizes = sorted({m.n_concepts for m in found}, key=lambda k: (len({m.ablation for m in found if m.n_concepts == k}), k == head.n_concepts))
-    groups: dict[str, list[Member]] = {}
-    for member in found:
-        if member.n_concepts == sizes[-1]:
-            groups.setdefault(member.ablation, []).append(member)
-    if len(groups) < 2 or "full" not in groups:
-        return []
-    total_S = kept[head.name]["total_S"]
-    usable = total_S > 0
-    who = np.arange(usable.sum())
-    errors = {name: [kept[m.name]["error_S"][usable] for m in group] for name, group in groups.items()}
-    table = []
-    for name, group in groups.items():
-        own = [row for row in rows if row["name"] in {m.name for m in group}]
-        ev = interval(
-            float(np.mean([evaluate.ratio(total_S[usable], e) for e in errors[name]])),
-            replicates(evaluate.ratio, total_S[usable], errors[name], who, n=app.resamples, seed=app.seed),
-        )
-        entry = {"ablation": name, "n_seeds": len(group), "ev": ev.point, "ev_interval": evaluate.ends(ev)}
-        for key in ("l0", "consistency", "lag1_above", "stability_above", "dead"):
-            entry[key] = evaluate.mean_of([row[key] for row in own if row[key] is not None])
-        if name != "full":
-            gap = paired_difference(evaluate.ratio, total_S[usable], errors[name], errors["full"], who, n=app.resamples, seed=app.seed)
-            entry |= {"difference": gap.point, "difference_interval": evaluate.ends(gap)}
-        table.append(entry)
-    return sorted(table, key=lambda entry: (entry["ablation"] != "full", entry["ablation"]))
 
 
 def against(
