@@ -29,7 +29,7 @@ from physio_sae.codes import Codes, as_codes, firing_rates, patient_codes, patie
 from physio_sae.factors import Factor, matched
 from physio_sae.health import health
 from physio_sae.recovery import Target, over_50, recover, sparse_probes
-from physio_sae.triplets import Features
+from physio_sae.triplets import Features, neighbours
 
 MOST_CLASSES = 8  # a label set with more classes (statements of an ECG, say) is not asked class by class
 HYPERVOLUME_AT = (256.0, 0.0)  # the reference point of L0 and EV: fixed, so that runs compare
@@ -190,10 +190,14 @@ class Study:
         return found
 
     def next_within(self, rows_N: np.ndarray) -> np.ndarray:
-        """`next` counted in these rows, -1 where the neighbour is not among them or there is none."""
+        """Followers, checked by record and clock as in training, counted in these rows; -1 where one is not among them or there is none."""
         place = np.full(len(self.features) + 1, -1, np.int64)
         place[rows_N] = np.arange(len(rows_N))
-        return place[np.asarray(self.features.index["next"], np.int64)[rows_N]]
+        return place[self.next_N[rows_N]]
+
+    @cached_property
+    def next_N(self) -> np.ndarray:
+        return neighbours(self.features.index)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
@@ -267,7 +271,7 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
             kept[member.name] = more
             show(n, member.name)
     front(rows)
-    match = seeds_matched(found, kept, rows) + halves_matched(app.halves or app.saes / "halves")
+    match = seeds_matched(found, kept, rows) + halves_matched(app.halves or app.saes / "halves", z_train)
     pool = [row for row in rows if row["ev"] is not None]
     volume = pareto.hypervolume([[r["l0"], r["ev"]] for r in pool], HYPERVOLUME_AT, (False, True)) if pool else None
     if features.n_views == 0:
@@ -387,12 +391,13 @@ def seeds_matched(found: Sequence[Member], kept: Mapping[str, Any], rows: Sequen
     return table
 
 
-def halves_matched(folder: Path) -> list[dict[str, Any]]:
-    """The matching of two dictionaries that halves of the patients trained, atom by atom; nothing where there are none."""
+def halves_matched(folder: Path, z_train: np.ndarray) -> list[dict[str, Any]]:
+    """The matching of two dictionaries that halves of the patients trained, by the atoms that fire in training windows; nothing where there are none."""
     if not folder.exists():
         return []
     a, b = (members(folder / half)[0] for half in ("a", "b"))
-    found = stability.match_atoms(*(m.sae.dictionary_KD.detach().numpy() for m in (a, b)))
+    live_a, live_b = (firing_rates(study_codes(m, z_train)) > 0 for m in (a, b))
+    found = stability.match_atoms(*(m.sae.dictionary_KD.detach().numpy() for m in (a, b)), live_a_K=live_a, live_b_L=live_b)
     figures = {name: getattr(found, name) for name in ("mean", "floor", "above_floor", "above_70", "above_90")}
     none = dict.fromkeys(("activations", "activations_floor", "angle_degrees"))
     return [{"ablation": f"{a.ablation}, halves of the patients", "k": a.n_concepts, "n_pairs": 1, **figures, **none}]
