@@ -286,6 +286,8 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
         notes.append(f"the ablations are not at one L0 ({levels}): read them along the Pareto front, or train longer under control.target")
     head_row = next(row for row in rows if row["name"] == head.name)
     l0 = max(1, round(float(kept[head.name]["rate_K"].sum())))  # of training windows, as everything that is chosen
+    if abs(l0 - head_row["l0"]) > 0.1 * l0 + 0.5:
+        notes.append(f"baselines are cut at {l0} components, the L0 of {head.name} on training windows; on test windows it is {head_row['l0']:.1f}")
     baselines, base_codes = against(app, study, head.n_concepts, l0, z_train, z_test, mean_D, notes)
     top = headline(app, study, head, head_row, kept[head.name], z_train, z_test, base_codes)
     counts = {"train_windows": len(train_N), "test_windows": len(test_N), "test_patients": len(np.unique(who)), "patients": len(study.subject_S)}
