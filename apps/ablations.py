@@ -12,7 +12,7 @@ import numpy as np
 
 from physio_sae import evaluate
 from physio_sae.leaderboard import cell
-from physio_sae.recovery import Target, hindrance
+from physio_sae.recovery import Target, as_seen, hindrance
 from physio_train import probe
 from physio_train.metrics import r2
 from physio_train.statistics import cluster_bootstrap, interval, paired_difference, replicates
@@ -96,7 +96,8 @@ def recovered(means: Sequence[np.ndarray], target: Target, train_S: np.ndarray, 
     if reason := hindrance(target, y_S[fit_S], y_S[held_S]):
         return {"r2": None, "r2_interval": None, "note": reason}
     config = probe.ProbeConfig(kind="regression", seed=seed)
-    runs = [probe.fit(mean_SK[fit_S], y_S[fit_S], fit_S.astype(str), config).predict(mean_SK[held_S])[:, 0] for mean_SK in means]
+    seen = [as_seen(mean_SK, fit_S) for mean_SK in means]
+    runs = [probe.fit(x_SK[fit_S], y_S[fit_S], fit_S.astype(str), config).predict(x_SK[held_S])[:, 0] for x_SK in seen]
     found = cluster_bootstrap(r2, y_S[held_S], runs, held_S, n=n, seed=seed)
     return {"r2": found.point, "r2_interval": evaluate.ends(found), "note": ""}
 

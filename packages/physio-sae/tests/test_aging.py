@@ -179,6 +179,17 @@ def test_a_factor_is_matched_on_training_patients_and_reported_on_test_patients(
         matched({"sae": codes}, factors, who, np.arange(195), np.arange(195, 400))
 
 
+def test_a_concept_that_hardly_fires_in_training_cannot_carry_a_test_patient_away():
+    x, age = cohort(160)
+    x[:, 25], x[100:, 25] = 0.0, 1.0
+    x[:100:25, 25] = 1e-6 * age[:100:25]  # four training patients, one part in a million
+    rows = recover({"codes": x}, [Target(name="age", kind="regression", value_S=age)], np.arange(100), np.arange(100, 160))
+    assert rows[0].value > 0.3
+    without = fit_age(np.delete(x[:100], 25, axis=1), age[:100], QUICK).predict(np.delete(x[100:], 25, axis=1))
+    model = fit_age(x[:100], age[:100], QUICK)
+    assert np.abs(model.predict(x[100:]) - without).max() < 30 and np.abs(model.coef_F).max() > 0
+
+
 def test_a_few_concepts_together_follow_both_sides_of_a_factor():
     """Codes are never negative: one concept follows a rise, another a fall; their sum, weighted on training patients, follows both."""
     generator = np.random.default_rng(1)
