@@ -26,6 +26,7 @@ from physio_sae import aging, leaderboard
 from physio_sae.aging import AgeConfig, Correction
 from physio_sae.codes import patient_codes, patient_means
 from physio_sae.outcomes import Outcome, hazard_ratio, odds_ratio
+from physio_sae.recovery import as_seen
 from physio_train import probe
 from physio_train.metrics import r2
 
@@ -160,12 +161,13 @@ def accuracies(app: Age, study: Study, age_S, male_S, means, train_S, test_S, pr
     rows = [accuracy_row("concepts", predicted_S, age_S[test_S], app.resamples)]
     for name, x_SF in sets.items():
         usable = np.isfinite(x_SF[train_S]).any(0)
+        x_SF = as_seen(x_SF[:, usable], train_S)
         try:
-            fitted = probe.fit(x_SF[train_S][:, usable], age_S[train_S], train_S.astype(str), probe.ProbeConfig(kind="regression", missing="median"))
+            fitted = probe.fit(x_SF[train_S], age_S[train_S], train_S.astype(str), probe.ProbeConfig(kind="regression", missing="median"))
         except ValueError as error:
             rows.append({"features": name, "mae": None, "r2": None, "r": None, "note": str(error)})
             continue
-        rows.append(accuracy_row(name, fitted.predict(x_SF[test_S][:, usable])[:, 0], age_S[test_S], app.resamples))
+        rows.append(accuracy_row(name, fitted.predict(x_SF[test_S])[:, 0], age_S[test_S], app.resamples))
     rows.append(accuracy_row("mean age of training patients", np.full(len(test_S), age_S[train_S].mean()), age_S[test_S], app.resamples))
     return rows
 

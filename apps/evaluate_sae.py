@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import tyro
 
+import ablations
 import compose
 import console
 from console import say
@@ -28,8 +29,7 @@ from physio_sae.codes import Codes, as_codes, firing_rates, patient_codes, patie
 from physio_sae.factors import Factor, matched
 from physio_sae.health import health
 from physio_sae.recovery import Target, over_50, recover, sparse_probes
-from physio_sae.triplets import Features
-from physio_train.statistics import interval, paired_difference, replicates
+from physio_sae.triplets import Features, neighbours
 
 MOST_CLASSES = 8  # a label set with more classes (statements of an ECG, say) is not asked class by class
 HYPERVOLUME_AT = (256.0, 0.0)  # the reference point of L0 and EV: fixed, so that runs compare
@@ -190,10 +190,14 @@ class Study:
         return found
 
     def next_within(self, rows_N: np.ndarray) -> np.ndarray:
-        """`next` counted in these rows, -1 where the neighbour is not among them or there is none."""
+        """Followers, checked by record and clock as in training, counted in these rows; -1 where one is not among them or there is none."""
         place = np.full(len(self.features) + 1, -1, np.int64)
         place[rows_N] = np.arange(len(rows_N))
-        return place[np.asarray(self.features.index["next"], np.int64)[rows_N]]
+        return place[self.next_N[rows_N]]
+
+    @cached_property
+    def next_N(self) -> np.ndarray:
+        return neighbours(self.features.index)
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
@@ -209,7 +213,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     leaderboard.write_json(out / "evaluation.json", document)
     board = document["members"] + document["baselines"]
     leaderboard.write_json(out / "leaderboard.json", leaderboard.ordered(board))
-    table = leaderboard.markdown(board, notes=document["notes"])
+    table = "\n".join(part for part in (leaderboard.markdown(board, notes=document["notes"]), ablations.markdown(document["ablations"])) if part)
     (out / "leaderboard.md").write_text(table, encoding="utf-8")
     print(table)
     top = document["headline"]
@@ -267,19 +271,24 @@ def evaluated(app: EvaluateSae, study: Study, found: Sequence[Member]) -> dict[s
             kept[member.name] = more
             show(n, member.name)
     front(rows)
-    match = seeds_matched(found, kept, rows) + halves_matched(app.halves or app.saes / "halves")
+    match = seeds_matched(found, kept, rows) + halves_matched(app.halves or app.saes / "halves", z_train)
     pool = [row for row in rows if row["ev"] is not None]
     volume = pareto.hypervolume([[r["l0"], r["ev"]] for r in pool], HYPERVOLUME_AT, (False, True)) if pool else None
     if features.n_views == 0:
         notes.append("no consistency: the features have no augmented views")
     if not (study.next_within(test_N) >= 0).any():
         notes.append("no lag-1: no test window has a gap-free successor")
-    table = ablations(app, found, kept, rows, head)
+    groups = ablations.grouped(found, head.n_concepts)
+    sides = study.patients(train_N), study.patients(test_N)
+    table = ablations.table(groups, kept, rows, study.targets(), sides, who, n_resamples=app.resamples, seed=app.seed) if groups else []
     if table and max(e["l0"] for e in table) > 1.1 * min(e["l0"] for e in table):
         levels = ", ".join(f"{e['ablation']} {e['l0']:.1f}" for e in table)
         notes.append(f"the ablations are not at one L0 ({levels}): read them along the Pareto front, or train longer under control.target")
     head_row = next(row for row in rows if row["name"] == head.name)
-    baselines, base_codes = against(app, study, head_row, z_train, z_test, mean_D, notes)
+    l0 = max(1, round(float(kept[head.name]["rate_K"].sum())))  # of training windows, as everything that is chosen
+    if abs(l0 - head_row["l0"]) > 0.1 * l0 + 0.5:
+        notes.append(f"baselines are cut at {l0} components, the L0 of {head.name} on training windows; on test windows it is {head_row['l0']:.1f}")
+    baselines, base_codes = against(app, study, head.n_concepts, l0, z_train, z_test, mean_D, notes)
     top = headline(app, study, head, head_row, kept[head.name], z_train, z_test, base_codes)
     counts = {"train_windows": len(train_N), "test_windows": len(test_N), "test_patients": len(np.unique(who)), "patients": len(study.subject_S)}
     return {
@@ -302,13 +311,18 @@ def judged(app: EvaluateSae, study: Study, member: Member, z_test, z_train, mean
     """A member's row, and what later tables need of it."""
     test_N, who = study.test_N, study.subject_N[study.test_N]
     codes = study_codes(member, z_test)
-    rates_K = firing_rates(study_codes(member, z_train))
+    train_codes = study_codes(member, z_train)
+    rates_K = firing_rates(train_codes)
+    mean_SK = np.zeros((len(study.subject_S), member.n_concepts))
+    for rows_N, side in ((study.train_N, train_codes), (test_N, codes)):
+        mean_SK[study.patients(rows_N)] = patient_codes(side, study.subject_N[rows_N]).mean_SK
     audit = health(codes, member.sae.dictionary_KD.detach().numpy(), train_rate_K=rates_K, dense_rate=app.dense_rate)
-    residual = evaluate.residuals(lambda z: member.sae.decode(member.sae.encode(z)).numpy(), z_test, mean_D)
+    residual = evaluate.residuals(member.sae.decode(codes).numpy(), z_test, mean_D)
     ev = evaluate.explained(residual, who, n_resamples=app.resamples, seed=app.seed)
-    steady = None
+    steady = cosine_N = None
     if study.features.n_views:
-        steady = evaluate.consistency(codes, study_codes(member, study.features.z_aug(0, test_N)), who, seed=app.seed)
+        viewed = study_codes(member, study.features.z_aug(0, test_N))
+        steady, cosine_N = evaluate.consistency(codes, viewed, who, seed=app.seed), evaluate.cosines(codes, viewed)
     lag = evaluate.lag1(codes, study.next_within(test_N), study.features.index["record"][test_N])
     row = {
         "name": member.name,
@@ -336,7 +350,8 @@ def judged(app: EvaluateSae, study: Study, member: Member, z_test, z_train, mean
         "front": False,
     }
     _, error_S, total_S = evaluate.patient_sums(residual, who)
-    return row, {"error_S": error_S, "total_S": total_S, "audit": audit, "residual": residual, "rate_K": rates_K, "codes": codes}
+    more = {"error_S": error_S, "total_S": total_S, "cosine_N": cosine_N, "mean_SK": mean_SK}
+    return row, {**more, "audit": audit, "residual": residual, "rate_K": rates_K, "codes": codes}
 
 
 def front(rows: Sequence[dict[str, Any]]) -> None:
@@ -378,64 +393,35 @@ def seeds_matched(found: Sequence[Member], kept: Mapping[str, Any], rows: Sequen
     return table
 
 
-def halves_matched(folder: Path) -> list[dict[str, Any]]:
-    """The matching of two dictionaries that halves of the patients trained, atom by atom; nothing where there are none."""
+def halves_matched(folder: Path, z_train: np.ndarray) -> list[dict[str, Any]]:
+    """The matching of two dictionaries that halves of the patients trained, by the atoms that fire in training windows; nothing where there are none."""
     if not folder.exists():
         return []
     a, b = (members(folder / half)[0] for half in ("a", "b"))
-    found = stability.match_atoms(*(m.sae.dictionary_KD.detach().numpy() for m in (a, b)))
+    live_a, live_b = (firing_rates(study_codes(m, z_train)) > 0 for m in (a, b))
+    found = stability.match_atoms(*(m.sae.dictionary_KD.detach().numpy() for m in (a, b)), live_a_K=live_a, live_b_L=live_b)
     figures = {name: getattr(found, name) for name in ("mean", "floor", "above_floor", "above_70", "above_90")}
     none = dict.fromkeys(("activations", "activations_floor", "angle_degrees"))
     return [{"ablation": f"{a.ablation}, halves of the patients", "k": a.n_concepts, "n_pairs": 1, **figures, **none}]
 
 
-def ablations(app: EvaluateSae, found: Sequence[Member], kept: Mapping[str, Any], rows: Sequence[dict[str, Any]], head: Member) -> list[dict[str, Any]]:
-    """EV of each ablation, mean over seeds, and its difference to `full` on the same resamples of patients; at the K that has most ablations."""
-    sizes = sorted({m.n_concepts for m in found}, key=lambda k: (len({m.ablation for m in found if m.n_concepts == k}), k == head.n_concepts))
-    groups: dict[str, list[Member]] = {}
-    for member in found:
-        if member.n_concepts == sizes[-1]:
-            groups.setdefault(member.ablation, []).append(member)
-    if len(groups) < 2 or "full" not in groups:
-        return []
-    total_S = kept[head.name]["total_S"]
-    usable = total_S > 0
-    who = np.arange(usable.sum())
-    errors = {name: [kept[m.name]["error_S"][usable] for m in group] for name, group in groups.items()}
-    table = []
-    for name, group in groups.items():
-        own = [row for row in rows if row["name"] in {m.name for m in group}]
-        ev = interval(
-            float(np.mean([evaluate.ratio(total_S[usable], e) for e in errors[name]])),
-            replicates(evaluate.ratio, total_S[usable], errors[name], who, n=app.resamples, seed=app.seed),
-        )
-        entry = {"ablation": name, "n_seeds": len(group), "ev": ev.point, "ev_interval": evaluate.ends(ev)}
-        for key in ("l0", "consistency", "lag1_above", "stability_above", "dead"):
-            entry[key] = evaluate.mean_of([row[key] for row in own if row[key] is not None])
-        if name != "full":
-            gap = paired_difference(evaluate.ratio, total_S[usable], errors[name], errors["full"], who, n=app.resamples, seed=app.seed)
-            entry |= {"difference": gap.point, "difference_interval": evaluate.ends(gap)}
-        table.append(entry)
-    return sorted(table, key=lambda entry: (entry["ablation"] != "full", entry["ablation"]))
-
-
 def against(
-    app: EvaluateSae, study: Study, head: Mapping[str, Any], z_train, z_test, mean_D, notes: list[str]
+    app: EvaluateSae, study: Study, n_concepts: int, l0: int, z_train, z_test, mean_D, notes: list[str]
 ) -> tuple[list[dict[str, Any]], dict[str, Codes]]:
-    """Rows of the baselines at the headline's sparsity, and their codes of all rows for the table of factors."""
+    """Rows of the baselines at the headline's size and sparsity, and their codes of all rows for the table of factors."""
     rows, codes = [], {}
-    l0 = max(1, round(head["l0"]))
-    who = study.subject_N[study.test_N]
-    width = z_train.shape[1]
+    who, tested = study.subject_N[study.test_N], np.searchsorted(study.rows_N, study.test_N)
+    z_all, width = study.features.z(study.rows_N), z_train.shape[1]
     for name in app.baselines:
-        n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, head["k"])}.get(name, head["k"]), len(z_train))
+        n_components = min({"pca": width, "ica": min(256, width), "nmf": min(width, n_concepts)}.get(name, n_concepts), len(z_train))
         try:
             fitted = fit_baseline(name, z_train, n_components=n_components, l0=l0, seed=app.seed)
         except ValueError as error:
             notes.append(f"no {name}: {error}")
             continue
-        found = sparse_codes(fitted.encode, z_test)
-        residual = evaluate.residuals(lambda z, f=fitted: f.decode(f.encode(z)), z_test, mean_D)
+        codes[name] = sparse_codes(fitted.encode, z_all)
+        found = codes[name][tested]
+        residual = evaluate.residuals(fitted.decode(found), z_test, mean_D)
         ev = evaluate.explained(residual, who, n_resamples=app.resamples, seed=app.seed)
         audit = health(found, dense_rate=app.dense_rate)
         lag = evaluate.lag1(found, study.next_within(study.test_N), study.features.index["record"][study.test_N])
@@ -460,7 +446,6 @@ def against(
                 "lag1_above": lag.above_null,
             }
         )
-        codes[name] = sparse_codes(fitted.encode, study.features.z(study.rows_N))
     return rows, codes
 
 

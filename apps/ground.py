@@ -120,7 +120,7 @@ def grounded(app: Ground, study: Study, member: Member) -> dict[str, Any]:
     say(f"{len(found.rows_N)} windows, {int(shape.sum())} features beside the rate, {codes.shape[1]} concepts of {member.name}")
     table = ground(windows.part(train_N), windows.part(test_N), [name for name, kept in zip(found.names, shape, strict=True) if kept], app.cfg)
     labels = {name: np.where(np.isfinite(v), v, -1)[found.rows_N] for name, (kind, v, _) in study.labels().items() if kind == "binary"}
-    told = enrichment.enrich(codes[test_N], {k: v[test_N] for k, v in labels.items()}, found.subject_N[test_N], found.rate_bpm_N[test_N], app.enrich)
+    told = enrichment.enrich(codes, labels, found.subject_N, found.rate_bpm_N, train_N, test_N, app.enrich)
     cards = carded(app, study, member, found, codes, table, told, age_N, male_N, test_N, store)
     verdicts = {name: sum(g.verdict == name for g in table) for name in ("confirmed", "selected", "rate only", "unexplained", "dead")}
     return {
@@ -132,7 +132,7 @@ def grounded(app: Ground, study: Study, member: Member) -> dict[str, Any]:
         "n_test_patients": len(np.unique(found.subject_N[test_N])),
         "verdicts": verdicts,
         "concepts": table,
-        "enrichment": {"found": told.found, "taxonomy": told.taxonomy, "notes": told.notes, "on": "test patients"},
+        "enrichment": {"found": told.found, "taxonomy": told.taxonomy, "notes": told.notes, "on": "selected on training patients, figures of test patients"},
         "cards": cards,
         "steering": steering_note(study),
     }
@@ -203,9 +203,10 @@ def carded(app, study, member, found: Shapes, codes: Codes, table: Sequence[Grou
 
 
 def worth(app: Ground, table: Sequence[Grounded], told: enrichment.Enrichment, codes: Codes) -> np.ndarray:
-    """Concepts asked for, then those that a finding goes with, then confirmed and selected ones by effect, rate-only ones, and the most active of the rest."""
+    """Concepts asked for, then those that a finding goes with, then confirmed and selected ones by their effect in training patients, rate-only ones, and the
+    most active of the rest."""
     rate_K = np.diff(codes.tocsc().indptr)
-    effect = {g.concept: max((abs(p.test_partial or 0.0) for p in g.pairs), default=0.0) for g in table}
+    effect = {g.concept: max((abs(p.partial) for p in g.pairs), default=0.0) for g in table}
     rank = {"confirmed": 0, "selected": 2, "rate only": 1, "unexplained": 3}
     rest = sorted((g for g in table if g.verdict in rank), key=lambda g: (rank[g.verdict], -effect[g.concept], -rate_K[g.concept]))
     half = [g.concept for g in rest if g.verdict == "confirmed"][: max(app.n_cards // 2, 1)]

@@ -99,6 +99,8 @@ def overview_figures(evaluation: Document, age: Document | None) -> list[str]:
     found.append(
         bars(names, [r["test"] for r in factors], [r["interval"] for r in factors], title="Best single concept per factor", x="correlation, test patients")
     )
+    several = [r["several_test"] for r in factors], [r["several_interval"] for r in factors]
+    found.append(bars(names, *several, title="Up to four concepts per factor", x="correlation of their sum, test patients"))
     if age:
         people = age["people"]
         labels = [f"{s}: {g:+.1f} years" for s, g in zip(people["subject"], people["gap"], strict=True)]
@@ -165,7 +167,7 @@ def concepts(evaluation: Document, age: Document | None, ground: Document | None
     told = {c["concept"]: c for c in (ground or {}).get("concepts", [])}
     findings: dict[int, list[str]] = {}
     for row in (ground or {}).get("enrichment", {}).get("found", []):
-        if not row["rate_confounded"]:
+        if row["confirmed"]:
             findings.setdefault(row["concept"], []).append(f"{row['finding']} ({row['auroc']:.2f})")
     out = []
     for k, rate in enumerate(rates):

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import numpy as np
-import torch
 import tyro
 
 import age
@@ -25,6 +24,7 @@ import evaluate_sae
 import ground
 import pretrain
 import report
+import train_sae
 from compose import Size
 from console import say
 from encoders import chosen
@@ -34,6 +34,8 @@ from physio_sae import leaderboard
 from physio_sae.members import Member
 from physio_sae.train import fit
 from physio_sae.triplets import Features
+from physio_train import Run
+from physio_train.loop import default_device
 from prepare import prepared
 from recipes.st_sae import StudyConfig
 
@@ -212,30 +214,20 @@ def saes_stage(app: StSae, out: Path) -> dict[str, Any]:
 
 def trained(app: StSae, features: Features, rows_N: np.ndarray, found: Sequence[Member], out: Path) -> dict[str, Any]:
     """Train to the end, from the last checkpoint where there is one, and write the dictionaries to OUT/saes."""
-    checkpoints = out / "checkpoints"
-    resume = max(checkpoints.glob("step_*"), key=lambda p: int(p.name.split("_")[1]), default=None)
-    if all((out / "saes" / member.name / "sae.safetensors").exists() for member in found):
+    out.mkdir(parents=True, exist_ok=True)
+    run = Run(out)
+    if train_sae.complete(run, found):
         return {}
-    steps = fit(features, rows_N, found, app.cfg.fit, device="cuda" if torch.cuda.is_available() else "cpu", resume=resume)
-    began, cpu, first, last, batch = time.monotonic(), time.process_time(), None, None, 0
-    with console.Interrupts() as interrupts:
-        for step in steps:
-            first = step.step - 1 if first is None else first
-            last, batch = step, step.triplets.batch_size
-            if step.step % 50 == 0 or step.step == step.n_steps:
-                own = step.numbers()
-                l0 = [numbers["l0"] for numbers in own.values()]
-                say(f"dictionaries: step {step.step}/{step.n_steps}, L0 {min(l0):.1f} to {max(l0):.1f} ({time.monotonic() - began:.0f} s)")
-            if step.checkpoint_due and step.step == step.n_steps:
-                step.save_saes(out / "saes", extra={"features": str(features.path), "folds": list(app.cfg.train)})
-            if step.checkpoint_due or interrupts.asked:
-                step.save(checkpoints)
-            if interrupts.asked:
-                raise console.Stopped(f"saved step {step.step} of {step.n_steps}; the same command goes on")
-    if last is None:
-        raise console.Failed(f"{checkpoints} is already at its last step, but dictionaries are missing beside it; remove {checkpoints} and run again")
-    spent = {"train_seconds": time.monotonic() - began, "train_cpu_seconds": time.process_time() - cpu}
-    return {"dictionaries": len(found), "triplets": (last.step - first) * batch * len(found), **spent}
+    newest = run.latest_checkpoint()
+    run.truncate_metrics(int(newest.name.split("_")[1]) if newest else 0)
+    steps = fit(features, rows_N, found, app.cfg.fit, device=default_device(), resume=newest)
+    spent = train_sae.followed(run, steps, about={"features": str(features.path), "folds": list(app.cfg.train)}, again="the same command goes on")
+    return {
+        "dictionaries": len(found),
+        "triplets": spent.triplets * len(found),
+        "train_seconds": spent.seconds,
+        "train_cpu_seconds": spent.cpu_seconds,
+    }
 
 
 def evaluation_stage(app: StSae, out: Path) -> None:

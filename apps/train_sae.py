@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -127,57 +129,82 @@ def members_of(app: TrainSae, width: int) -> list[Member]:
 
 
 def trained(app: TrainSae, features: Features, rows_N: np.ndarray, members: Sequence[Member], device: torch.device) -> dict[str, object]:
-    """The run: checkpoints on the way, the dictionaries at the end. An interrupt saves first."""
+    """The run: a new folder, or one that goes on."""
     if app.resume is None:
         config = {key: value for key, value in asdict(replace(app, resume=None)).items() if key not in ("resume", "dry_run", "out")}
         steps = fit(features, rows_N, members, app.fit, device=device)
-        first = next(steps)  # data that cannot serve is refused before a folder is made
-        folder = Run.create(app.out or Path("runs") / time.strftime("sae-%Y%m%d-%H%M%S"), config)
+        steps = chain([next(steps)], steps)  # data that cannot serve is refused before a folder is made
+        run = Run.create(app.out or Path("runs") / time.strftime("sae-%Y%m%d-%H%M%S"), config)
     else:
-        folder = Run.resume(app.resume)
-        steps, first = fit(features, rows_N, members, app.fit, device=device, resume=folder.latest_checkpoint()), None
-        first = next(steps, None)
-        if first is None:
-            return finished(folder, members)
-    return followed(app, features, rows_N, folder, first, steps)
-
-
-def followed(app: TrainSae, features: Features, rows_N: np.ndarray, folder: Run, first: Progress, steps: Any) -> dict[str, object]:
-    began, progress, log = time.monotonic(), first, JsonLines(folder.metrics_path)
-    try:
-        with console.Interrupts() as interrupts, console.progress("train", first.n_steps) as report:
-            while True:
-                last = progress.step == progress.n_steps
-                if progress.step % app.log_every == 0 or last:
-                    numbers = progress.numbers()
-                    log.numbers(progress.step, {f"{name}/{key}": value for name, found in numbers.items() for key, value in found.items()})
-                    one = numbers[progress.trainers[0].name]
-                    report(progress.step, f"{progress.trainers[0].name}: rec {one['rec']:.3f}, L0 {one['l0']:.1f}, {one['dead']:.0f} dead")
-                if progress.checkpoint_due or interrupts.asked:
-                    progress.save(folder.checkpoints)
-                if last:
-                    break
-                if interrupts.asked:
-                    raise console.Stopped(
-                        f"saved step {progress.step} of {progress.n_steps}; go on with: {console.command('train_sae', '--resume', folder.path)}"
-                    )
-                progress = next(steps)
-    except NonFiniteLossError as error:
-        raise console.Failed(str(error)) from None
-    finally:
-        log.close()
-    seconds = time.monotonic() - began
+        run = Run.resume(app.resume)
+        if complete(run, members):
+            say("the run had already ended")
+            return {"run": str(run.path), "saes": len(members), "already_finished": True}
+        steps = fit(features, rows_N, members, app.fit, device=device, resume=run.latest_checkpoint())
     about = {
         "features": [str(path) for path in app.data],
         "use": list(app.use),
         "n_windows": len(rows_N),
         "n_patients": len(np.unique(features.subject[rows_N])),
     }
-    progress.save_saes(folder.path / "saes", extra=about)
-    n_triplets = (progress.n_steps - first.step) * progress.triplets.batch_size
-    summary = {"run": str(folder.path), "saes": len(progress.trainers), "steps": progress.n_steps, "seconds": round(seconds, 1)}
-    summary |= {"triplets_per_s": round(n_triplets / max(1e-9, seconds)), "sae_triplets_per_s": round(len(progress.trainers) * n_triplets / max(1e-9, seconds))}
+    found = followed(run, steps, about=about, again=f"go on with: {console.command('train_sae', '--resume', run.path)}", log_every=app.log_every)
+    progress, n_triplets = found.last, found.triplets
+    summary = {"run": str(run.path), "saes": len(progress.trainers), "steps": progress.n_steps, "seconds": round(found.seconds, 1)}
+    per_s = n_triplets / max(1e-9, found.seconds)
+    summary |= {"triplets_per_s": round(per_s), "sae_triplets_per_s": round(len(progress.trainers) * per_s)}
     return summary | {"rows_read": progress.triplets.rows_read, "last": progress.numbers()} | overlap(app, progress, features, rows_N)
+
+
+@dataclass(frozen=True)
+class Followed:
+    """A training that came to its end, and what it took from its first step on."""
+
+    last: Progress
+    triplets: int  # of each autoencoder
+    seconds: float
+    cpu_seconds: float
+
+
+def followed(run: Run, steps: Iterable[Progress], *, about: Mapping[str, object], again: str, log_every: int = 20) -> Followed:
+    """Take `fit` to its end: numbers to metrics.jsonl, checkpoints on the way, the dictionaries to RUN/saes with `about` beside their config.
+
+    Ctrl-C saves and raises Stopped, whose text ends in `again`; Failed where a loss is not finite, or where nothing is left to train.
+    """
+    first, progress, log = 0, None, JsonLines(run.metrics_path)
+    began, cpu = time.monotonic(), time.process_time()
+    report: console.Report = lambda done, text="": None  # noqa: E731
+    try:
+        with console.Interrupts() as interrupts, ExitStack() as shown:
+            for progress in steps:
+                last = progress.step == progress.n_steps
+                if not first:
+                    first, began, cpu = progress.step, time.monotonic(), time.process_time()
+                    report = shown.enter_context(console.progress("train", progress.n_steps))
+                if progress.step % log_every == 0 or last:
+                    numbers = progress.numbers()
+                    log.numbers(progress.step, {f"{name}/{key}": value for name, found in numbers.items() for key, value in found.items()})
+                    l0 = [found["l0"] for found in numbers.values()]
+                    one = numbers[progress.trainers[0].name]
+                    report(progress.step, f"{progress.trainers[0].name}: rec {one['rec']:.3f}, {one['dead']:.0f} dead; L0 {min(l0):.1f} to {max(l0):.1f}")
+                if last:
+                    progress.save_saes(run.path / "saes", extra=about)
+                if progress.checkpoint_due or interrupts.asked:
+                    progress.save(run.checkpoints)
+                if interrupts.asked and not last:
+                    raise console.Stopped(f"saved step {progress.step} of {progress.n_steps}; {again}")
+    except NonFiniteLossError as error:
+        raise console.Failed(str(error)) from None
+    finally:
+        log.close()
+    if progress is None:
+        raise console.Failed(f"{run.checkpoints} is at its last step, but dictionaries are missing beside it; remove {run.checkpoints} and run again")
+    spent = (time.monotonic() - began, time.process_time() - cpu)
+    return Followed(progress, (progress.step - first) * progress.triplets.batch_size, *spent)
+
+
+def complete(run: Run, members: Sequence[Member]) -> bool:
+    """Whether every dictionary was written, which happens at the last step."""
+    return all((run.path / "saes" / member.name / "sae.safetensors").exists() for member in members)
 
 
 def overlap(app: TrainSae, progress: Progress, features: Features, rows_N: np.ndarray) -> dict[str, object]:
@@ -190,15 +217,6 @@ def overlap(app: TrainSae, progress: Progress, features: Features, rows_N: np.nd
             x_ND = t.sae.normalise(torch.from_numpy(features.z(rows_N[:2048])).to(t.device))
             found[t.name] = round(topk_overlap(x_ND, t.sae.W_enc, t.sae.b_enc, t.sae.b_dec, t.member.sae.k), 5)
     return {"bfloat16_topk_overlap": found}
-
-
-def finished(folder: Run, members: Sequence[Member]) -> dict[str, object]:
-    """A run that had already come to its end."""
-    missing = [m.name for m in members if not (folder.path / "saes" / m.name / "sae.safetensors").exists()]
-    if missing:
-        raise ValueError(f"{folder.path} is at its last step but lacks {', '.join(missing[:3])} under saes/: remove its last checkpoint, or train anew")
-    say("the run had already ended")
-    return {"run": str(folder.path), "saes": len(members), "already_finished": True}
 
 
 def dry_run(app: TrainSae, features: Features, rows_N: np.ndarray, members: Sequence[Member], device: torch.device) -> dict[str, object]:

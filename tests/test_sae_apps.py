@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import ablations
 import compose
 import evaluate_sae
 import ground
@@ -18,6 +20,7 @@ import pages
 import report
 import st_sae
 from physio_sae.leaderboard import plain
+from physio_sae.recovery import Target
 
 
 def keys_with_nan(value, name=""):
@@ -58,6 +61,33 @@ def test_the_evaluation_holds_every_dictionary_and_baseline(study):
     assert {row["ablation"] for row in found["ablations"]} == {"full", "vanilla"} and found["stability"][0]["floor"] is not None
     assert any("halves of the patients" in row["ablation"] and row["n_pairs"] == 1 for row in found["stability"])
     assert found["counts"]["test_patients"] < found["counts"]["patients"]
+    assert all(row["recovery"]["age"]["r2"] is not None for row in found["ablations"]) and "R2 of age" in (out / "evaluation" / "leaderboard.md").read_text()
+    assert all(len(row["several"]) <= 4 for row in found["headline"]["factors"])
+
+
+def test_an_ablation_is_the_mean_over_its_seeds_beside_full_on_the_same_patients():
+    rng, n = np.random.default_rng(0), 330
+    member = lambda name: SimpleNamespace(name=name, n_concepts=32, ablation=name.split("_")[1])  # noqa: E731
+    found = [member(name) for name in ("32_full_0", "32_full_1", "32_vanilla_0")] + [SimpleNamespace(name="64_full_0", n_concepts=64, ablation="full")]
+    groups = ablations.grouped(found, 64)
+    assert {name: [m.name for m in group] for name, group in groups.items()} == {"full": ["32_full_0", "32_full_1"], "vanilla": ["32_vanilla_0"]}
+    assert ablations.grouped(found[:2], 32) == {}
+    total_S, age_S, who_N = rng.uniform(1, 2, 30), rng.uniform(20, 80, n), np.repeat(np.arange(30).astype(str), 2)
+    train_S, test_S = np.arange(300), np.arange(300, n)
+    kept = {
+        m.name: {"error_S": rng.uniform(0, 1, 30), "total_S": total_S, "cosine_N": rng.uniform(0, 1, 60), "mean_SK": age_S[:, None] * [1.0, 0.5]} for m in found
+    }
+    kept["32_full_0"]["cosine_N"][3] = np.nan  # a window without codes
+    rows = [{"name": m.name, "l0": 8.0, "consistency": 0.5, "lag1_above": None, "stability_above": 0.1, "dead": 0.25} for m in found]
+    targets = [Target(name="age", kind="regression", value_S=age_S), Target(name="sex", kind="binary", value_S=np.arange(n) % 2)]
+    full, vanilla = ablations.table(groups, kept, rows, targets, (train_S, test_S), who_N, n_resamples=200, seed=0)
+    ev = {name: 1 - kept[name]["error_S"].sum() / total_S.sum() for name in kept}
+    assert full["ev"] == pytest.approx((ev["32_full_0"] + ev["32_full_1"]) / 2) and full["n_seeds"] == 2 and "difference" not in full
+    assert vanilla["difference"] == pytest.approx(ev["32_vanilla_0"] - full["ev"]) and vanilla["difference_interval"][0] < vanilla["difference"]
+    assert full["lag1_above"] is None and full["dead"] == 0.25 and set(full["recovery"]) == {"age"}
+    assert full["recovery"]["age"]["r2"] > 0.99 and full["consistency_interval"][0] < 0.5 < full["consistency_interval"][1]
+    text = ablations.markdown([full, vanilla]).splitlines()
+    assert len(text) == 4 and "R2 of age" in text[0] and "lag-1" not in text[0] and "nan" not in "".join(text) and ablations.markdown([]) == ""
 
 
 def test_a_finished_study_is_not_run_again_and_another_config_is_refused(study):

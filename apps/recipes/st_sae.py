@@ -67,7 +67,8 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> StudyConfig:
     cohort = Cohort(corpus="synthetic", window_s=10.0, hop_s=10.0, fs=25.0, split="stratified", options=subjects)
     steps = {"tiny": 10, "fast": 600, "reference": 1200}[size]
     fit = replace(pretrain.fit, n_steps=steps, checkpoint_every=max(1, steps // 4), validate_every=max(1, steps // 4))
-    pretrain = replace(pretrain, cohort=cohort, fit=fit)
+    widths = (8, 16, 32) if size == "tiny" else (32, 32, 64, 128)  # all levels side by side: d = 256
+    pretrain = replace(pretrain, cohort=cohort, fit=fit, model=replace(pretrain.model, widths=widths))
     if size == "tiny":
         return StudyConfig(
             cohort=cohort,
@@ -83,7 +84,8 @@ def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> StudyConfig:
         )
     if size == "fast":
         age = AgeConfig(l1_ratios=(0.1, 0.5, 0.9, 1.0), n_alphas=50, max_features=256, n_halves=50)
-        return StudyConfig(cohort=cohort, pretrain=pretrain, fit=FitConfig(n_steps=300, batch_size=1024), age=age)
+        control = L0Control(target=32.0, eta=0.05)  # 300 steps are few: at 0.02 the sparsity is still on its way
+        return StudyConfig(cohort=cohort, pretrain=pretrain, fit=FitConfig(n_steps=300, batch_size=1024), control=control, age=age)
     return StudyConfig(
         cohort=cohort,
         pretrain=pretrain,

@@ -179,6 +179,33 @@ def test_a_factor_is_matched_on_training_patients_and_reported_on_test_patients(
         matched({"sae": codes}, factors, who, np.arange(195), np.arange(195, 400))
 
 
+def test_a_concept_that_hardly_fires_in_training_cannot_carry_a_test_patient_away():
+    x, age = cohort(160)
+    x[:, 25], x[100:, 25] = 0.0, 1.0
+    x[:100:25, 25] = 1e-6 * age[:100:25]  # four training patients, one part in a million
+    rows = recover({"codes": x}, [Target(name="age", kind="regression", value_S=age)], np.arange(100), np.arange(100, 160))
+    assert rows[0].value > 0.3
+    without = fit_age(np.delete(x[:100], 25, axis=1), age[:100], QUICK).predict(np.delete(x[100:], 25, axis=1))
+    model = fit_age(x[:100], age[:100], QUICK)
+    assert np.abs(model.predict(x[100:]) - without).max() < 30 and np.abs(model.coef_F).max() > 0
+
+
+def test_a_few_concepts_together_follow_both_sides_of_a_factor():
+    """Codes are never negative: one concept follows a rise, another a fall; their sum, weighted on training patients, follows both."""
+    generator = np.random.default_rng(1)
+    who, rate = np.repeat([f"p{i}" for i in range(40)], 10), generator.normal(size=400)
+    codes = np.maximum(generator.normal(size=(400, 20)), 0)
+    codes[:, 3], codes[:, 7] = np.maximum(rate, 0), np.maximum(-rate, 0)
+    codes[:, 5] = 0.9 * codes[:, 3] + 0.1 * codes[:, 5]  # a near copy, which the four that correlate most would spend a place on
+    row = matched({"sae": codes}, [Factor(name="rate", value_N=rate)], who, np.arange(200), np.arange(200, 400), n_several=2)[0]
+    assert set(row.several) == {3, 7} and row.several_test == pytest.approx(1.0) and row.several_train == pytest.approx(1.0) and row.test < 0.9
+    shifted = np.where(np.arange(400) < 200, rate, generator.normal(size=400))  # follows the rate in training alone
+    row = matched({"sae": codes}, [Factor(name="rate", value_N=shifted)], who, np.arange(200), np.arange(200, 400))[0]
+    weight = np.linalg.lstsq(np.c_[codes[:200][:, row.several], np.ones(200)], shifted[:200], rcond=None)[0]
+    expected = np.corrcoef(codes[200:][:, row.several] @ weight[:-1], shifted[200:])[0, 1]
+    assert row.several_test == pytest.approx(expected, abs=1e-5) and row.several_interval[0] < 0.15 and len(row.several) <= 4
+
+
 def test_patient_features_are_log_means_and_rates_of_live_concepts():
     means = patient_codes(np.array([[1.0, 0, 2], [3, 0, 0]]), np.array(["a", "a"]))
     x, concept, is_rate = patient_features(means, np.array([True, False, True]))

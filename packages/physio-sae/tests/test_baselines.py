@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from scipy import sparse
+from scipy.optimize import nnls
 from sklearn.base import clone
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -26,7 +28,7 @@ def test_codes_have_at_most_l0_entries_and_more_explain_more(name, z_ND):
         fitted = fit_baseline(name, z_ND, n_components=8, l0=l0)
         codes = fitted.encode(z_ND)
         assert codes.shape == (300, len(fitted.dictionary_KD)) and (codes != 0).sum(1).max() <= l0
-        assert fitted.decode(codes).shape == z_ND.shape
+        np.testing.assert_allclose(fitted.decode(sparse.csr_array(codes)), fitted.decode(codes), atol=1e-4)
         explained.append(1 - np.square(z_ND - fitted.decode(codes)).sum() / np.square(z_ND - z_ND.mean(0)).sum())
     assert explained[1] > explained[0]
 
@@ -47,11 +49,34 @@ def test_ica_is_another_basis_of_the_same_space(z_ND):
     np.testing.assert_allclose(whole.decode(whole.encode(z_ND)), z_ND, atol=5e-2)
 
 
+def test_cut_ica_codes_are_least_squares_on_what_is_kept(z_ND):
+    fitted = fit_baseline("ica", z_ND, n_components=10, l0=4)
+    for z, code in zip(z_ND[:20], fitted.encode(z_ND[:20]), strict=True):
+        kept = np.flatnonzero(code)
+        best, *_ = np.linalg.lstsq(fitted.dictionary_KD[kept].T, z - fitted.offset_D, rcond=None)
+        np.testing.assert_allclose(code[kept], best, rtol=1e-3, atol=1e-3)
+        assert len(kept) == 4
+
+
 def test_nmf_stacks_the_signs_only_where_it_must(z_ND):
     for z in (z_ND, np.abs(z_ND)):
         fitted = fit_baseline("nmf", z, n_components=8, l0=8)
         assert (fitted.encode(z) >= 0).all()
         assert ((fitted.dictionary_KD < 0).any()) == bool((z < 0).any())
+    cut = fit_baseline("nmf", np.abs(z_ND), n_components=8, l0=3)
+    for z, code in zip(np.abs(z_ND[:20]), cut.encode(np.abs(z_ND[:20])), strict=True):  # fitted again on the three that are kept
+        kept = np.flatnonzero(code)
+        assert np.linalg.norm(z - code @ cut.dictionary_KD) < 1.02 * nnls(cut.dictionary_KD[kept].T.astype(float), z.astype(float))[1] + 1e-3
+
+
+def test_nmf_codes_are_the_non_negative_least_squares_of_each_window_alone(z_ND):
+    z_ND = np.abs(z_ND)
+    fitted = fit_baseline("nmf", z_ND, n_components=8, l0=8)
+    codes = fitted.encode(z_ND[:40])
+    np.testing.assert_allclose(fitted.encode(z_ND[7:9]), codes[7:9], rtol=1e-4, atol=1e-5)
+    for z, code in zip(z_ND, codes, strict=False):
+        least = nnls(fitted.dictionary_KD.T.astype(float), z.astype(float))[1]
+        assert np.linalg.norm(z - code @ fitted.dictionary_KD) < 1.02 * least + 0.02 * np.linalg.norm(z)
 
 
 def test_the_pursuit_equals_orthogonal_matching_pursuit_of_one_and_least_squares(z_ND):

@@ -101,12 +101,22 @@ def test_auroc_of_sparse_codes_and_the_rate_confounder():
     stiff = (np.asarray(windows.codes[:, [1]].todense()).reshape(-1) + 0.3 * generator.normal(size=len(fast)) > 0.8).astype(int)
     dense = windows.codes.toarray()
     assert aurocs(windows.codes, fast == 1) == pytest.approx([roc_auc_score(fast, dense[:, k]) for k in range(4)])
-    found = enrich(windows.codes, {"fast": fast, "stiff": stiff, "flat": np.zeros(len(fast))}, windows.subject_N, windows.rate_bpm_N)
+    side = np.char.replace(windows.subject_N, "p", "").astype(int) < 100
+    sides = np.flatnonzero(side), np.flatnonzero(~side)
+    only = np.where(side, stiff, generator.permutation(stiff))  # goes with concept 1 in training patients alone
+    findings = {"fast": fast, "stiff": stiff, "flat": np.zeros(len(fast)), "only": only}
+    found = enrich(windows.codes, findings, windows.subject_N, windows.rate_bpm_N, *sides)
     by = {(e.concept, e.finding): e for e in found.found}
-    assert not by[1, "stiff"].rate_confounded and by[0, "fast"].q < 0.05 and found.kind_K[1] == "separable" and found.kind_K[3] == "dead"
-    assert sum(found.taxonomy.values()) == 4 and found.notes == ("flat: one class only among the windows",)
-    coarse = enrich(windows.codes, {"fast": (windows.rate_bpm_N > 80).astype(int)}, windows.subject_N, windows.rate_bpm_N)
+    assert by[1, "stiff"].confirmed and not by[1, "stiff"].rate_confounded and by[0, "fast"].train_q < 0.05
+    assert by[1, "stiff"].auroc == pytest.approx(roc_auc_score(stiff[~side], dense[~side, 1]))
+    assert by[1, "stiff"].train_auroc == pytest.approx(roc_auc_score(stiff[side], dense[side, 1]))
+    assert by[1, "only"].train_auroc > 0.7 and not by[1, "only"].confirmed and by[1, "only"].auroc == pytest.approx(0.5, abs=0.1)
+    assert found.kind_K[1] == "separable" and found.kind_K[3] == "dead"
+    assert sum(found.taxonomy.values()) == 4 and found.notes == ("flat: one class only among the training windows",)
+    coarse = enrich(windows.codes, {"fast": (windows.rate_bpm_N > 80).astype(int)}, windows.subject_N, windows.rate_bpm_N, *sides)
     assert all(e.stratified is None for e in coarse.found)
+    with pytest.raises(ValueError, match="split by patient"):
+        enrich(windows.codes, findings, windows.subject_N, windows.rate_bpm_N, sides[0], sides[0])
 
 
 def test_beats_are_cut_at_their_onsets_and_scaled():

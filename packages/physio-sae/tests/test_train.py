@@ -1,5 +1,6 @@
 """Training: order of a step, many at once as one alone, resuming, L0 control, dead concepts, errors."""
 
+import math
 from collections import deque
 from dataclasses import replace
 
@@ -120,7 +121,7 @@ def test_the_controller_holds_the_target(features):
 
 def test_the_controller_follows_its_formula():
     control, weight = L0Control(target=10, eta=0.02), torch.tensor(0.1)
-    assert control.update(weight, torch.tensor(12.0)).item() == pytest.approx(0.1 * (1 + 0.02 * 0.2))
+    assert control.update(weight, torch.tensor(12.0)).item() == pytest.approx(0.1 * (1 + 0.02 * math.log(1.2)))
     assert control.update(weight, torch.tensor(500.0)).item() == pytest.approx(0.1 * 1.02)
     assert control.update(weight, torch.tensor(0.0)).item() == pytest.approx(0.1 * 0.98)
     assert control.update(torch.tensor(1e-4), torch.tensor(0.0)).item() == pytest.approx(1e-4)

@@ -62,6 +62,8 @@ class AgeModel:
 
     mean_F: np.ndarray
     scale_F: np.ndarray  # inf for constant features
+    low_F: np.ndarray  # the range that the patients of the fit showed
+    high_F: np.ndarray
     coef_F: np.ndarray  # years per standard deviation
     intercept: float
     alpha: float
@@ -69,8 +71,8 @@ class AgeModel:
     converged: bool
 
     def predict(self, x_SF: np.ndarray) -> np.ndarray:
-        """Age (S,) in years."""
-        return (np.asarray(x_SF, np.float64) - self.mean_F) / self.scale_F @ self.coef_F + self.intercept
+        """Age (S,) in years. Features are held within the range of the fit: one that hardly varied there would weigh without bound outside it."""
+        return (np.clip(np.asarray(x_SF, np.float64), self.low_F, self.high_F) - self.mean_F) / self.scale_F @ self.coef_F + self.intercept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,8 +136,9 @@ def fit_age(x_SF: np.ndarray, age_S: np.ndarray, cfg: AgeConfig | None = None) -
     z_SF = (x_SF - mean_F) / scale_F
     at = screened(z_SF, age_S, cfg.max_features)
     coef_F = np.zeros(x_SF.shape[1])
+    known = {"mean_F": mean_F, "scale_F": scale_F, "low_F": x_SF.min(0), "high_F": x_SF.max(0)}
     if not len(at):
-        return AgeModel(mean_F=mean_F, scale_F=scale_F, coef_F=coef_F, intercept=float(age_S.mean()), alpha=0.0, l1_ratio=1.0, converged=True)
+        return AgeModel(**known, coef_F=coef_F, intercept=float(age_S.mean()), alpha=0.0, l1_ratio=1.0, converged=True)
     fold_S = grouped_folds(np.arange(len(age_S)), age_S, cfg.n_folds, cfg.seed)
     splits = [(np.flatnonzero(fold_S != f), np.flatnonzero(fold_S == f)) for f in range(cfg.n_folds)]
     net = ElasticNetCV(l1_ratio=list(cfg.l1_ratios), alphas=cfg.n_alphas, cv=splits, max_iter=2000, tol=1e-3)
@@ -145,8 +148,7 @@ def fit_age(x_SF: np.ndarray, age_S: np.ndarray, cfg: AgeConfig | None = None) -
     coef_F[at] = net.coef_
     converged = not any(issubclass(w.category, ConvergenceWarning) for w in heard)
     return AgeModel(
-        mean_F=mean_F,
-        scale_F=scale_F,
+        **known,
         coef_F=coef_F,
         intercept=float(net.intercept_),
         alpha=float(net.alpha_),

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class L0Control:
-    """l_sp <- l_sp (1 + eta clip(L0 / target - 1, -1, 1)) after every step past the warm-up, kept within [low, high].
+    """l_sp <- l_sp (1 + eta clip(log(L0 / target), -1, 1)) after every step past the warm-up, kept within [low, high].
 
-    The clip keeps a start with half of the dictionary active from driving the weight to its ceiling within a few steps.
+    The clip keeps a start with half of the dictionary active from driving the weight to its ceiling within a few steps; the logarithm pulls as hard from
+    below the target as from above it, so an overshoot is mended as fast as it was made.
     """
 
     target: float | None = None
@@ -30,4 +32,4 @@ class L0Control:
         """The next weight; a tensor in, a tensor out, so nothing waits for the device."""
         if self.target is None:
             return l_sp
-        return (l_sp * (1 + self.eta * (l0 / self.target - 1).clamp(-1, 1))).clamp(self.low, self.high)
+        return (l_sp * (1 + self.eta * torch.log(l0.clamp_min(1e-6) / self.target).clamp(-1, 1))).clamp(self.low, self.high)

@@ -1,7 +1,8 @@
 """Which concepts tell windows with a finding from those without: AUROC per concept, FDR, an effect gate and a rate-stratified check. N windows, K concepts.
 
-Windows of a patient are not independent, so the standard error is that of a jackknife over groups of patients. With hundreds of thousands of windows an
-AUROC of 0.51 is significant; hence the gate. A concept above the gate whose median AUROC inside bins of heart rate falls short speaks of rate alone.
+Pairs of concept and finding are selected on training patients, and their figures are those of test patients. Windows of a patient are not independent, so
+the standard error is that of a jackknife over groups of patients. With hundreds of thousands of windows an AUROC of 0.51 is significant; hence the gate. A
+concept above the gate whose median AUROC inside bins of heart rate falls short, on either side, speaks of rate alone.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import numpy as np
 from scipy.stats import norm
 
 from physio_sae.codes import Codes, as_codes
-from physio_sae.grounding import false_discovery
+from physio_sae.grounding import defined, false_discovery
 
 N_GROUPS = 20
 
@@ -35,19 +36,24 @@ class EnrichConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Enriched:
-    """A concept that a finding goes with. `stratified` is None where no rate bin holds enough windows of both classes."""
+    """A concept that a finding goes with in training patients, and what test patients say. `stratified` is None where no rate bin holds enough windows of
+    both classes, a test figure where they hold one class or (`test_q`) fewer than three patients."""
 
     concept: int
     finding: str
-    auroc: float
-    q: float
+    auroc: float | None  # of test patients, as `q` (among the pairs selected) and `stratified` are
+    q: float | None
     stratified: float | None
+    train_auroc: float
+    train_q: float
+    train_stratified: float | None
     rate_confounded: bool
+    confirmed: bool  # at the gate with q below alpha in test patients, and not by rate alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Enrichment:
-    """Concepts by finding, and what kind each concept is: dead, uninformative, separable (exactly one finding) or entangled (two or more)."""
+    """Concepts by finding, and what kind each concept is: dead, uninformative, separable (exactly one finding confirmed) or entangled (two or more)."""
 
     found: tuple[Enriched, ...]
     taxonomy: dict[str, int]
@@ -55,30 +61,67 @@ class Enrichment:
     notes: tuple[str, ...]
 
 
-def enrich(codes_NK: Codes, findings: Mapping[str, np.ndarray], subject_N: np.ndarray, rate_bpm_N: np.ndarray, cfg: EnrichConfig | None = None) -> Enrichment:
-    """Findings {name: 0/1 per window, -1 unknown}. A finding with one class only gets a note and no row."""
+def enrich(
+    codes_NK: Codes,
+    findings: Mapping[str, np.ndarray],
+    subject_N: np.ndarray,
+    rate_bpm_N: np.ndarray,
+    train_N: np.ndarray,
+    test_N: np.ndarray,
+    cfg: EnrichConfig | None = None,
+) -> Enrichment:
+    """Findings {name: 0/1 per window, -1 unknown}; `train_N` and `test_N` are rows of windows. A finding with one class only gets a note and no row.
+
+    ValueError for a patient on both sides.
+    """
     cfg = cfg or EnrichConfig()
     codes = as_codes(codes_NK)
     subject_N, rate_bpm_N = np.asarray(subject_N), np.asarray(rate_bpm_N, np.float64)
-    found, notes = [], []
-    n_found_K = np.zeros(codes.shape[1], np.int64)
+    if shared := np.intersect1d(subject_N[train_N], subject_N[test_N]).tolist():
+        raise ValueError(f"patient {shared[0]!r} has windows in train_N and test_N; split by patient")
+    chosen, notes = [], []
     for name, label_N in findings.items():
         label_N = np.asarray(label_N)
-        rows = np.flatnonzero(label_N >= 0)
-        if len(np.unique(label_N[rows])) < 2:
-            notes.append(f"{name}: one class only among the windows")
+        fit_N, held_N = (rows[label_N[rows] >= 0] for rows in (np.asarray(train_N), np.asarray(test_N)))
+        if len(np.unique(label_N[fit_N])) < 2:
+            notes.append(f"{name}: one class only among the training windows")
             continue
-        auroc_K, p_K = with_jackknife(codes[rows], label_N[rows] == 1, subject_N[rows])
+        auroc_K, p_K = with_jackknife(codes[fit_N], label_N[fit_N] == 1, subject_N[fit_N])
         q_K = false_discovery(p_K)
-        for k in np.flatnonzero((np.nan_to_num(auroc_K) >= cfg.gate) & (np.nan_to_num(q_K, nan=1.0) < cfg.alpha)):
-            within = by_rate(codes[rows][:, [k]], label_N[rows] == 1, rate_bpm_N[rows], cfg)
-            confounded = within is not None and within < cfg.stratified_gate
-            n_found_K[k] += not confounded
-            found.append(Enriched(concept=int(k), finding=name, auroc=float(auroc_K[k]), q=float(q_K[k]), stratified=within, rate_confounded=confounded))
+        at = np.flatnonzero((np.nan_to_num(auroc_K) >= cfg.gate) & (np.nan_to_num(q_K, nan=1.0) < cfg.alpha))
+        if not len(at):
+            continue
+        held, held_p = with_jackknife(codes[held_N][:, at], label_N[held_N] == 1, subject_N[held_N])
+        for n, k in enumerate(at):
+            within = [by_rate(codes[rows][:, [k]], label_N[rows] == 1, rate_bpm_N[rows], cfg) for rows in (fit_N, held_N)]
+            chosen.append((int(k), name, (float(auroc_K[k]), float(q_K[k])), (float(held[n]), float(held_p[n])), within))
+    held_q = false_discovery(np.array([held_p for *_, (_, held_p), _ in chosen]))
+    found = tuple(pair(*one, defined(q), cfg) for one, q in zip(chosen, held_q, strict=True))
+    n_found_K = np.bincount([e.concept for e in found if e.confirmed], minlength=codes.shape[1])
     dead_K = np.diff(codes.tocsc().indptr) == 0
     kind_K = np.select([dead_K, n_found_K == 0, n_found_K == 1], ["dead", "uninformative", "separable"], "entangled")
     taxonomy = {kind: int((kind_K == kind).sum()) for kind in ("dead", "uninformative", "separable", "entangled")}
-    return Enrichment(found=tuple(sorted(found, key=lambda e: -e.auroc)), taxonomy=taxonomy, kind_K=kind_K, notes=tuple(notes))
+    order = sorted(found, key=lambda e: -e.train_auroc)
+    return Enrichment(found=tuple(order), taxonomy=taxonomy, kind_K=kind_K, notes=tuple(notes))
+
+
+def pair(
+    concept: int, finding: str, train: tuple[float, float], test: tuple[float, float], within: list[float | None], q: float | None, cfg: EnrichConfig
+) -> Enriched:
+    confounded = any(value is not None and value < cfg.stratified_gate for value in within)
+    auroc = defined(test[0])
+    return Enriched(
+        concept=concept,
+        finding=finding,
+        auroc=auroc,
+        q=q,
+        stratified=within[1],
+        train_auroc=train[0],
+        train_q=train[1],
+        train_stratified=within[0],
+        rate_confounded=confounded,
+        confirmed=not confounded and auroc is not None and auroc >= cfg.gate and q is not None and q < cfg.alpha,
+    )
 
 
 def with_jackknife(codes: Codes, positive_N: np.ndarray, subject_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

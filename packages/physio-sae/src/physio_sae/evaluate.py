@@ -9,7 +9,6 @@ N windows, D embedding width, K concepts, S patients, P pairs of windows, B resa
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -72,21 +71,20 @@ class Lag1:
     note: str = ""
 
 
-def residuals(reconstruct: Callable[[np.ndarray], np.ndarray], z_ND: np.ndarray, mean_D: np.ndarray, *, batch: int = 8192) -> Residuals:
-    """Errors of `reconstruct` (B, D) -> (B, D) over the windows, `batch` at a time. ValueError for embeddings that are not finite."""
-    parts = []
-    mean_D = np.asarray(mean_D, np.float64)
+def residuals(guess_ND: np.ndarray, z_ND: np.ndarray, mean_D: np.ndarray, *, batch: int = 8192) -> Residuals:
+    """Errors of reconstructions of the windows, `batch` at a time. ValueError for embeddings that are not finite, or another number of rows."""
+    if guess_ND.shape != z_ND.shape or not len(z_ND):
+        raise ValueError(f"guess_ND must have one row for each window of z_ND, and at least one, got {guess_ND.shape} for {z_ND.shape}")
+    parts, mean_D = [], np.asarray(mean_D, np.float64)
     for at in range(0, len(z_ND), batch):
         z_BD = np.asarray(z_ND[at : at + batch], np.float32)
         if not np.isfinite(z_BD).all():
             row = at + int(np.flatnonzero(~np.isfinite(z_BD).all(1))[0])
             raise ValueError(f"z_ND has values that are not finite, first in window {row}; leave that window out")
-        x_BD, guess_BD = z_BD - mean_D, np.asarray(reconstruct(z_BD), np.float64) - mean_D
-        norms_B = np.linalg.norm(x_BD, axis=1) * np.linalg.norm(guess_BD, axis=1)
-        cosine_B = np.where(norms_B > 0, (x_BD * guess_BD).sum(1) / np.where(norms_B > 0, norms_B, 1.0), np.nan)
-        parts.append((((x_BD - guess_BD) ** 2).sum(1), (x_BD**2).sum(1), cosine_B))
-    if not parts:
-        raise ValueError("z_ND holds no window; name a fold that has some")
+        x_BD, recon_BD = z_BD - mean_D, np.asarray(guess_ND[at : at + batch], np.float64) - mean_D
+        norms_B = np.linalg.norm(x_BD, axis=1) * np.linalg.norm(recon_BD, axis=1)
+        cosine_B = np.where(norms_B > 0, (x_BD * recon_BD).sum(1) / np.where(norms_B > 0, norms_B, 1.0), np.nan)
+        parts.append((((x_BD - recon_BD) ** 2).sum(1), (x_BD**2).sum(1), cosine_B))
     return Residuals(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 

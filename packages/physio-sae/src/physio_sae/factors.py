@@ -1,6 +1,8 @@
-"""Which single concept follows a known factor best: chosen on training patients, its correlation reported on test patients. N windows, K concepts.
+"""Which concept follows a known factor best, and what a few of them say together: chosen on training patients, reported on test patients.
 
-The same is asked of PCA, ICA and a random dictionary at one sparsity, so that a match means more than that something in z follows the factor.
+A code that is never negative follows one side of a factor, a signed score both: so beside the best single concept stands the least-squares sum of a few,
+picked one after another by what the ones before leave unexplained (orthogonal matching pursuit: Pati et al. 1993, Asilomar 27:40). The same is asked of
+PCA, ICA, NMF, k-means and a random dictionary at one sparsity, so that a match means more than that something in z follows the factor. N windows, K concepts.
 """
 
 from __future__ import annotations
@@ -29,7 +31,10 @@ class Factor:
 
 @dataclass(frozen=True, kw_only=True)
 class Matched:
-    """The concept chosen on training patients and its |correlation| on test patients, with an interval over them. None where undefined (`note`)."""
+    """The concept chosen on training patients and its |correlation| on test patients, with an interval over them. None where undefined (`note`).
+
+    `several` are the first few concepts of the pursuit, `several_test` the correlation of their sum, weighted as on training patients, with the factor.
+    """
 
     factor: str
     method: str
@@ -38,6 +43,10 @@ class Matched:
     test: float | None
     interval: tuple[float, float] | None
     n_test: int  # patients
+    several: tuple[int, ...] = ()
+    several_train: float | None = None
+    several_test: float | None = None
+    several_interval: tuple[float, float] | None = None
     note: str = ""
 
 
@@ -48,6 +57,7 @@ def matched(
     train_N: np.ndarray,
     test_N: np.ndarray,
     *,
+    n_several: int = 4,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> list[Matched]:
@@ -57,32 +67,64 @@ def matched(
     if shared := np.intersect1d(subject_N[train_N], subject_N[test_N]).tolist():
         raise ValueError(f"patient {shared[0]!r} has windows in train_N and test_N; split by patient")
     return [
-        best(name, as_codes(code), factor, subject_N, np.asarray(train_N), np.asarray(test_N), n_resamples=n_resamples, seed=seed)
+        best(name, as_codes(code), factor, subject_N, np.asarray(train_N), np.asarray(test_N), n_several=n_several, n_resamples=n_resamples, seed=seed)
         for factor in factors
         for name, code in codes.items()
     ]
 
 
-def best(method: str, codes: Codes, factor: Factor, subject_N, train_N, test_N, *, n_resamples: int, seed: int) -> Matched:
-    """The concept of largest |correlation| in training, on test patients with the sign that it had in training."""
+def best(method: str, codes: Codes, factor: Factor, subject_N, train_N, test_N, *, n_several: int, n_resamples: int, seed: int) -> Matched:
+    """The concept of largest |correlation| in training, on test patients with the sign that it had in training; and the first few of the pursuit."""
     nothing = {"factor": factor.name, "method": method, "concept": None, "train": None, "test": None, "interval": None}
     x_MK, y_M, _ = view(codes, factor, subject_N, train_N)
     if len(y_M) < 3 or np.ptp(y_M) == 0:
         return Matched(**nothing, n_test=0, note=f"{factor.name} is unknown or constant in training")
-    r_K = column_correlations(x_MK, y_M)
-    if not (np.abs(r_K) > 0).any():
+    chosen, weight_J, fitted = pursuit(x_MK, y_M, n_several)
+    if not chosen:
         return Matched(**nothing, n_test=0, note="no concept varies in training")
-    k = int(np.abs(r_K).argmax())
-    held_MK, held_M, who_M = view(codes[:, [k]], factor, subject_N, test_N)
-    x_M = np.asarray(held_MK.toarray() if sparse.issparse(held_MK) else held_MK, np.float64).reshape(-1)
+    k, r = chosen[0], column_correlations(columns(x_MK, chosen[:1]), y_M)[0]
+    known = {"concept": k, "train": float(abs(r)), "several": chosen, "several_train": fitted}
+    held_MK, held_M, who_M = view(codes[:, list(chosen)], factor, subject_N, test_N)
+    x_MJ = columns(held_MK, range(len(chosen)))
     n_test = len(np.unique(who_M))
-    if len(held_M) < 3 or np.ptp(held_M) == 0 or np.ptp(x_M) == 0:
+    if len(held_M) < 3 or np.ptp(held_M) == 0 or np.ptp(x_MJ[:, 0]) == 0:
         note = f"{factor.name} or its concept {k} is unknown or constant among test patients"
-        return Matched(**{**nothing, "concept": k, "train": float(abs(r_K[k]))}, n_test=n_test, note=note)
-    sign = float(np.sign(r_K[k]))
-    drawn_B = sign * replicates(pearson, held_M, x_M, who_M, n=n_resamples, seed=seed)
-    found = interval(sign * float(pearson(held_M, x_M)), drawn_B, n_clusters=n_test)
-    return Matched(factor=factor.name, method=method, concept=k, train=float(abs(r_K[k])), test=found.point, interval=ends(found), n_test=n_test)
+        return Matched(**{**nothing, **known}, n_test=n_test, note=note)
+
+    def scored(score_M: np.ndarray) -> tuple[float | None, tuple[float, float] | None]:
+        if np.ptp(score_M) == 0:
+            return None, None
+        drawn_B = replicates(pearson, held_M, score_M, who_M, n=n_resamples, seed=seed)
+        found = interval(float(pearson(held_M, score_M)), drawn_B, n_clusters=n_test)
+        return found.point, ends(found)
+
+    (one, one_ends), (several, several_ends) = scored(np.sign(r) * x_MJ[:, 0]), scored(x_MJ @ weight_J)
+    return Matched(**{**nothing, **known, "test": one, "interval": one_ends, "several_test": several, "several_interval": several_ends}, n_test=n_test)
+
+
+def pursuit(x_MK, y_M: np.ndarray, n_several: int) -> tuple[tuple[int, ...], np.ndarray, float]:
+    """(columns, weights, correlation of their sum with y) of at most `n_several` columns, each the one that correlates most with what is left of y."""
+    centred_M = y_M - y_M.mean()
+    left_M, chosen, weight_J, fitted_M = centred_M, [], np.zeros(0), np.zeros(len(y_M))
+    while len(chosen) < n_several:
+        r_K = np.abs(column_correlations(x_MK, left_M))
+        r_K[chosen] = 0
+        if r_K.max() < 1e-6:
+            break
+        chosen.append(int(r_K.argmax()))
+        x_MJ = columns(x_MK, chosen)
+        weight_J = np.linalg.lstsq(x_MJ - x_MJ.mean(0), centred_M, rcond=None)[0]
+        fitted_M = (x_MJ - x_MJ.mean(0)) @ weight_J
+        left_M = centred_M - fitted_M
+        if left_M @ left_M < 1e-12 * (centred_M @ centred_M):
+            break
+    return tuple(chosen), weight_J, float(pearson(y_M, fitted_M)) if chosen else 0.0
+
+
+def columns(x_MK, at) -> np.ndarray:
+    """Some columns, dense (M, J) float64."""
+    part = x_MK[:, list(at)]
+    return np.asarray(part.toarray() if sparse.issparse(part) else part, np.float64)
 
 
 def view(codes: Codes, factor: Factor, subject_N: np.ndarray, rows_N: np.ndarray):

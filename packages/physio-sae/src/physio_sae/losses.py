@@ -126,7 +126,7 @@ def loss(
         if weight > 0:
             term = value()
             total, parts[name] = total + weight * term, term.detach()
-    fired_K, l0, least = out.firing(span["t"][1])
+    fired_K, l0, least = out.firing()
     return Terms(total, parts, fired_K, l0, least, residual_ND[: span["t"][1]])
 
 
@@ -144,7 +144,7 @@ def near_duplicates(atoms_KD: Tensor, draw: torch.Generator) -> Tensor:
 
 
 class PairSums(NamedTuple):
-    """Sums over the concepts of each pair (M,): |g - f|, f, f^2, g^2, f g; and the first concepts dense, for the contrast."""
+    """Sums over the concepts of each pair (M,): |g - f|, f, f^2, g^2, f g, by the sparse step."""
 
     absolute: Tensor
     f1: Tensor
@@ -157,18 +157,53 @@ class PairSums(NamedTuple):
         return (self.f2 + self.g2 - 2 * self.dot).clamp_min(0)
 
 
-def stability(pair: PairSums) -> Tensor:
+class DensePair:
+    """The same sums of dense codes f and g (M, K); each is computed when a loss asks for it."""
+
+    def __init__(self, f_MK: Tensor, g_MK: Tensor) -> None:
+        self.f_MK, self.g_MK = f_MK, g_MK
+
+    @property
+    def absolute(self) -> Tensor:
+        return _Distance.apply(self.f_MK, self.g_MK, 1)
+
+    @property
+    def squared(self) -> Tensor:
+        return _Distance.apply(self.f_MK, self.g_MK, 2)
+
+    @property
+    def f1(self) -> Tensor:
+        return self.f_MK.sum(1)
+
+    @property
+    def f2(self) -> Tensor:
+        return torch.linalg.vecdot(self.f_MK, self.f_MK)
+
+    @property
+    def g2(self) -> Tensor:
+        return torch.linalg.vecdot(self.g_MK, self.g_MK)
+
+    @property
+    def dot(self) -> Tensor:
+        return torch.linalg.vecdot(self.f_MK, self.g_MK)
+
+
+def stability(pair: PairSums | DensePair) -> Tensor:
     """mean ||h - f||^2 / sg(mean ||f||^2)."""
-    return pair.squared.mean() / pair.f2.detach().mean().clamp_min(1e-12)
+    with torch.no_grad():
+        scale = pair.f2.mean()
+    return pair.squared.mean() / scale.clamp_min(1e-12)
 
 
-def smoothness(pair: PairSums, weight_M: Tensor, kind: str) -> Tensor:
+def smoothness(pair: PairSums | DensePair, weight_M: Tensor, kind: str) -> Tensor:
     """l1: sum |g - f| / sg(sum |f|); l2: sum ||g - f||^2 / sg(sum ||f||^2); cosine: mean 1 - cos; each pair with its weight."""
     if kind == "cosine":
         cosine = pair.dot / (pair.f2 * pair.g2).clamp_min(1e-24).sqrt()
         return (weight_M * (1 - cosine)).sum() / weight_M.sum().clamp_min(1e-12)
-    above, below = (pair.absolute, pair.f1) if kind == "l1" else (pair.squared, pair.f2)
-    return (weight_M * above).sum() / (weight_M * below).detach().sum().clamp_min(1e-12)
+    above = pair.absolute if kind == "l1" else pair.squared
+    with torch.no_grad():
+        below = weight_M @ (pair.f1 if kind == "l1" else pair.f2)
+    return weight_M @ above / below.clamp_min(1e-12)
 
 
 def contrast(f_MS: Tensor, g_MS: Tensor, weight_M: Tensor, tau: float) -> Tensor:
@@ -230,6 +265,24 @@ class _Diversity(torch.autograd.Function):
         return grad * 4 / max(1, n * (n - 1)) * torch.addcmul(atoms_KD @ gram_DD, atoms_KD, square_K[:, None], value=-1)
 
 
+class _Distance(torch.autograd.Function):
+    """sum |g - f| (power 1) or sum (g - f)^2 (power 2) of each row; one difference is kept for both gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, f_MK: Tensor, g_MK: Tensor, power: int) -> Tensor:
+        gap_MK = g_MK - f_MK
+        ctx.save_for_backward(gap_MK)
+        ctx.power = power
+        return torch.linalg.vector_norm(gap_MK, 1, dim=1) if power == 1 else torch.linalg.vecdot(gap_MK, gap_MK)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_M: Tensor):
+        (gap_MK,) = ctx.saved_tensors
+        grad_g_MK = gap_MK.sign().mul_(grad_M[:, None]) if ctx.power == 1 else gap_MK * (2 * grad_M)[:, None]
+        return -grad_g_MK if ctx.needs_input_grad[0] else None, grad_g_MK if ctx.needs_input_grad[1] else None, None
+
+
 class _Jump(torch.autograd.Function):
     """pre where pre > threshold; thresholds get the rectangle kernel's pseudo-gradient (Rajamanoharan et al. 2024b, eq. 11)."""
 
@@ -269,32 +322,27 @@ class _DenseOut(NamedTuple):
 
     sae: Sae
     pre_NK: Tensor
-    codes_NK: Tensor
+    codes: dict[str, Tensor]  # of each branch
     recs: list[Tensor]
-    span: dict[str, tuple[int, int]]
-
-    def _of(self, name: str) -> Tensor:
-        return self.codes_NK[slice(*self.span[name])]
 
     def nothing(self) -> Tensor:
-        return self.codes_NK.new_zeros(())
+        return self.pre_NK.new_zeros(())
 
-    def pair(self, name: str, rows_M: Tensor | None, *, detach: bool) -> PairSums:
-        f, g = self._of("t"), self._of(name)
-        f, g = f if rows_M is None else f[rows_M], g.detach() if detach else g
-        return PairSums((g - f).abs().sum(1), f.sum(1), f.square().sum(1), g.square().sum(1), (f * g).sum(1))
+    def pair(self, name: str, rows_M: Tensor | None, *, detach: bool) -> DensePair:
+        f, g = self.codes["t"], self.codes[name]
+        return DensePair(f if rows_M is None else f.index_select(0, rows_M), g.detach() if detach else g)
 
     def slow(self, rows_M: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        width = max(1, int(share * self.codes_NK.shape[1]))
-        return self._of("t")[rows_M, :width], self._of("next")[:, :width]
+        width = max(1, int(share * self.pre_NK.shape[1]))
+        return self.codes["t"][rows_M, :width], self.codes["next"][:, :width]
 
     def penalty(self, atoms_KD: Tensor) -> Tensor:
         """mean_i sum_k f_ik ||d_k||; jumprelu: the number that fire / sqrt(k), so that a code of the usual size 1 / sqrt(k) costs the same."""
-        n = self.span["t"][1]
+        n = len(self.codes["t"])
         if self.sae.config.kind == "jumprelu":
             fires_NK = _Step.apply(self.pre_NK[:n], self.sae.threshold, self.sae.config.bandwidth)
             return fires_NK.sum(1).mean() / math.sqrt(self.sae.config.k)
-        value_NK = torch.relu(self.pre_NK[:n]) if self.sae.config.kind == "gated" else self.codes_NK[:n]
+        value_NK = torch.relu(self.pre_NK[:n]) if self.sae.config.kind == "gated" else self.codes["t"]
         return value_NK.mean(0) @ atoms_KD.norm(dim=1)
 
     def own_loss(self, target_ND: Tensor) -> Tensor | float:
@@ -304,15 +352,27 @@ class _DenseOut(NamedTuple):
         gate_ND = torch.relu(self.pre_NK[: len(target_ND)]) @ self.sae.dictionary_KD.detach() + self.sae.b_dec.detach()
         return (target_ND - gate_ND).square().sum(1).mean()
 
-    def firing(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
-        on_BK, values = self.codes_NK[:n].detach() > 0, self.codes_NK.detach()
-        return on_BK.any(0), on_BK.sum(1).float().mean(), values.masked_fill(values <= 0, math.inf).min()
+    def firing(self) -> tuple[Tensor, Tensor, Tensor]:
+        codes_BK = self.codes["t"].detach()
+        count_K = (codes_BK > 0).sum(0)
+        return count_K > 0, count_K.sum() / len(codes_BK), self._least()
+
+    def _least(self) -> Tensor:
+        """The smallest code of the batch, which the kinds that select over a batch ask for."""
+        if self.sae.config.kind not in ("batch_topk", "matryoshka"):
+            return self.pre_NK.new_full((), math.inf)
+        return torch.stack([codes.detach().masked_fill(codes <= 0, math.inf).min() for codes in self.codes.values()]).min()
 
 
 def _dense(sae: Sae, x_ND: Tensor, n_rec: int, atoms_KD: Tensor, span: dict[str, tuple[int, int]], dtype: torch.dtype) -> _DenseOut:
     cfg = sae.config
-    pre_NK = sae.pre_activations(x_ND) if dtype == torch.float32 else (F.linear((x_ND - sae.b_dec).to(dtype), sae.W_enc.to(dtype)).float() + sae.b_enc)
-    if cfg.kind == "jumprelu":
+    if dtype == torch.float32:  # b_dec goes into the bias: as part of the input it would cost a product as large as the encode, backwards
+        pre_NK = F.linear(x_ND, sae.W_enc, sae.b_enc - sae.W_enc @ sae.b_dec)
+    else:
+        pre_NK = F.linear((x_ND - sae.b_dec).to(dtype), sae.W_enc.to(dtype)).float() + sae.b_enc
+    if cfg.kind == "relu":
+        codes_NK = pre_NK.relu_()
+    elif cfg.kind == "jumprelu":
         codes_NK = _Jump.apply(pre_NK, sae.threshold, cfg.bandwidth)
     elif cfg.kind in ("batch_topk", "matryoshka"):
         positive_NK = torch.relu(pre_NK)
@@ -320,12 +380,14 @@ def _dense(sae: Sae, x_ND: Tensor, n_rec: int, atoms_KD: Tensor, span: dict[str,
         codes_NK = positive_NK * (positive_NK >= kth)
     else:
         codes_NK = sae.codes_of(pre_NK)
+    codes = dict(zip(span, codes_NK.split([stop - start for start, stop in span.values()]), strict=True))  # once: each slice's gradient is a whole array
+    rebuilt_NK = codes["t"] if n_rec == len(codes["t"]) else codes_NK[:n_rec]
     recs, rec_ND, begin = [], sae.b_dec, 0
     for stop in cfg.nested:
-        rec_ND = rec_ND + codes_NK[:n_rec, begin:stop] @ atoms_KD[begin:stop]
+        rec_ND = rec_ND + rebuilt_NK[:, begin:stop] @ atoms_KD[begin:stop]
         recs.append(rec_ND)
         begin = stop
-    return _DenseOut(sae, pre_NK, codes_NK, recs, span)
+    return _DenseOut(sae, pre_NK, codes, recs)
 
 
 class _SparseOut(NamedTuple):
@@ -375,7 +437,8 @@ class _SparseOut(NamedTuple):
     def own_loss(self, target_ND: Tensor) -> float:
         return 0.0
 
-    def firing(self, n: int) -> tuple[Tensor, Tensor, Tensor]:
+    def firing(self) -> tuple[Tensor, Tensor, Tensor]:
+        n = self.span["t"][1]
         values, cols, _ = self._of("t")
         on = values.detach() > 0
         fired_K = torch.zeros(self.codes.layout.n_concepts, dtype=torch.int32, device=cols.device).index_add_(0, cols, on.int()) > 0

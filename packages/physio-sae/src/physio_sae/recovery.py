@@ -120,6 +120,7 @@ def one(name: str, x_SF: np.ndarray, target: Target, train_S: np.ndarray, test_S
     if reason := hindrance(target, y_S[fit_S], y_S[held_S]):
         return empty(target, name, fit_S, held_S, x_SF.shape[1], reason)
     groups = fit_S.astype(str)  # a row is a patient
+    x_SF = as_seen(x_SF, fit_S)
     fitted = probe.fit(x_SF[fit_S], y_S[fit_S], groups, probe.ProbeConfig(kind=target.kind, seed=seed))
     score_S = fitted.predict(x_SF[held_S])[:, 0]
     metric = r2 if target.kind == "regression" else auroc
@@ -135,6 +136,15 @@ def one(name: str, x_SF: np.ndarray, target: Target, train_S: np.ndarray, test_S
         n_test=len(held_S),
         n_features=x_SF.shape[1],
     )
+
+
+def as_seen(x_SF: np.ndarray, fit_S: np.ndarray) -> np.ndarray:
+    """Features held within the range that the patients of a fit showed.
+
+    A concept that fires once in training has a deviation near 0: standardised by it, a test patient in whom the concept fires would be thousands of
+    deviations away, and one such patient the whole figure.
+    """
+    return np.clip(x_SF, np.nanmin(x_SF[fit_S], axis=0), np.nanmax(x_SF[fit_S], axis=0))
 
 
 def hindrance(target: Target, fit_y: np.ndarray, held_y: np.ndarray) -> str:

@@ -175,6 +175,8 @@ class Sae(nn.Module):
     def codes_of(self, pre_NK: Tensor) -> Tensor:
         """Codes (N, K) as at inference: windows do not depend on their batch."""
         kind = self.config.kind
+        if kind == "relu":
+            return torch.relu(pre_NK)
         if kind in ("topk", "archetypal"):
             value_Nk, index_Nk = torch.relu(pre_NK).topk(self.config.k, dim=1)
             return torch.zeros_like(pre_NK).scatter(1, index_Nk, value_Nk)
