@@ -279,7 +279,7 @@ def judged(
     own = [each.predictions for each in done if each.job.row not in ("twin", "handcrafted")]
     crafted = [each.predictions for each in done if each.job.row == "handcrafted"]
     if not crafted and not any(note.startswith("handcrafted") for note in notes):
-        notes = [*notes, "no hand-crafted row: its features are defined for ECG from 100 Hz and PPG from 20 Hz"]
+        notes = [*notes, "no hand-crafted row: its features are defined for ECG from 100 Hz and PPG from 25 Hz"]
     leak = floors.leak(question.windows, question.task, specs)
     leaks = [] if leak is None else [leak]
     kind = question.task.kind

@@ -5,48 +5,21 @@ Without --data the built-in corpus serves, which has one ECG lead and a PPG; a s
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal
 
-from compose import Cohort, PretrainConfig, ReadOut, fast_precision
+from compose import PretrainConfig
 from physio_models.nepa import NepaConfig
 from physio_models.objectives.nepa import NextEmbeddingPrediction
-from physio_train import FitConfig
+from recipes import mae_vit
 
 
 def recipe(size: Literal["tiny", "fast", "reference"] = "fast") -> PretrainConfig:
-    """tiny: seconds; fast: minutes on two cores; reference: the original's network, a token a sample, with its uncentred loss and averaged weights.
+    """The recipe `mae_vit` with this network and objective; reference: the original's network, a token a sample, with its uncentred loss and averaged weights.
 
     `--model.patch 25` makes the reference size a hundred times cheaper.
     """
-    fs = 250.0 if size == "reference" else 100.0
-    n_subjects, minutes = {"tiny": (24, 0.5), "fast": (120, 3.0), "reference": (4000, 10.0)}[size]
-    n_steps = {"tiny": 10, "fast": 400, "reference": 300_000}[size]
-    return PretrainConfig(
-        cohort=Cohort(
-            corpus="synthetic",
-            leads=("ECG", "PPG"),
-            window_s=10.0,
-            hop_s=10.0,
-            fs=fs,
-            band=(0.5, 40.0),
-            options={"signal": "both", "n_subjects": n_subjects, "minutes": minutes},
-        ),
-        model=NepaConfig.preset(size, n_channels=2, n_samples=round(10 * fs)),
-        objective=NextEmbeddingPrediction(center=size != "reference"),
-        fit=FitConfig(
-            n_steps=n_steps,
-            batch_size=16 if size == "tiny" else 512 if size == "reference" else 64,
-            lr=3e-4 if size == "reference" else 1e-3,
-            betas=(0.9, 0.95),
-            weight_decay=1e-2,
-            warmup=0.1,
-            schedule="cosine",
-            clip_norm=1.0,
-            precision=fast_precision(),
-            ema_decay=0.999 if size == "reference" else None,
-            checkpoint_every=max(1, n_steps // 4),
-            validate_every=max(1, n_steps // 4),
-        ),
-        normalization="lead_zscore",
-        probe=ReadOut(task="pvc"),
-    )
+    base = mae_vit.recipe(size)
+    model = NepaConfig.preset(size, n_channels=2, n_samples=base.model.n_samples)
+    fit = replace(base.fit, batch_size=512, ema_decay=0.999) if size == "reference" else base.fit
+    return replace(base, model=model, objective=NextEmbeddingPrediction(center=size != "reference"), fit=fit)
