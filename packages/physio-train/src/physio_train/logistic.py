@@ -264,7 +264,8 @@ def _line_search(along, start_P: np.ndarray, linear_P: np.ndarray, square_P: np.
         at = step[open_P]
         low[open_P], high[open_P] = np.where(slope < 0, at, low[open_P]), np.where(slope < 0, high[open_P], at)
         below, above = low[open_P], high[open_P]
-        newton = at - slope / np.maximum(second + square_P[open_P], 1e-300)
+        with np.errstate(over="ignore"):  # a step without end is outside the bracket
+            newton = at - slope / np.maximum(second + square_P[open_P], 1e-300)
         middle = np.where(np.isinf(above), 2.0 * np.maximum(below, 1e-3), 0.5 * (below + above))
         inside = (newton > below) & (newton < np.minimum(above, 10.0 * np.maximum(at, 0.1)))
         step[open_P] = np.where(inside, newton, middle)
