@@ -50,7 +50,7 @@ def by_row(values_N: np.ndarray) -> Column:
 def labels(store: Store | Stores, task: str | None) -> np.ndarray:
     """Labels of a task; of a store with one task none need be named."""
     if task is None and len(store.tasks) != 1:
-        raise ValueError(f"name the task to train on with --probe.task: the store has {', '.join(store.tasks) or 'none'}")
+        raise ValueError(f"name the task (--task, in training --probe.task): the store has {', '.join(store.tasks) or 'none'}")
     return store.label(task or next(iter(store.tasks)))
 
 
