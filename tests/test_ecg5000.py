@@ -120,7 +120,7 @@ def test_a_recording_of_nobody_named_leaves_the_training_side_too(tmp_path, caps
 
 def test_what_cannot_be_asked_is_named(study):
     flags = study[1]
-    with pytest.raises(ValueError, match="no row 'ti_mea'; did you mean"):
+    with pytest.raises(ValueError, match="no row 'ti_mea', did you mean"):
         ecg5000.main([*flags, "--rows", "ti_mea"])
     with pytest.raises(ValueError, match="--against be one of them"):
         ecg5000.main([*flags, "--against", "9"])

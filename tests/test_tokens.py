@@ -133,10 +133,10 @@ def test_a_finetuned_token_run_takes_its_tokenizer_along(run, store, folder, mon
     out = folder / "tuned"
     finetune.main(["--ckpt", str(run), "--data", str(store.path), "--task", "pvc", "--out", str(out), *quick])
     assert (out / tokens.FILE).read_bytes() == (run / tokens.FILE).read_bytes()
-    saved = downstream.load(out)
+    saved, encoder = downstream.load(out), tokens.attached(from_pretrained(out))
     rows_N = np.arange(5)
-    ids_BN, real_BN = saved.encoder.tokenize(torch.from_numpy(store.batch(rows_N)["signal"]))
-    net = saved.encoder.model.eval()
+    ids_BN, real_BN = encoder.tokenize(torch.from_numpy(store.batch(rows_N)["signal"]))
+    net = encoder.model.eval()
     tokens_BND = net.encode(ids_BN, valid_BT=real_BN).levels
     head = load_file(out / "head.safetensors")
     z_BF = []
