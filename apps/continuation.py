@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from physio_models.diffusion import Predict, Solver, kept_signal, sample_ddim, s
 from physio_models.objectives.ddpm import Ddpm
 from physio_models.objectives.rectified_flow import RectifiedFlow
 from physio_models.pretrained import from_pretrained
+from physio_train import floors
 from physio_train.imputation import linear
 
 Kind = Literal["masked", "denoiser", "tokens"]
@@ -350,6 +351,25 @@ def physical(encoder: Encoder, store: Store | Stores, rows_N: np.ndarray) -> np.
     arrangement = encoder.contract.check(spec)
     factor_C1 = np.array(arrangement.factors)[:, None] * encoder.contract.polarity * spec.polarity
     return store.batch(rows_N)["signal"][:, list(arrangement.order)].astype(np.float64) * factor_C1
+
+
+class Scored(NamedTuple):
+    """Whole windows to score a network on, in the contract's units, and what is said about them."""
+
+    x_NCT: np.ndarray
+    rows_N: np.ndarray
+    subject_N: np.ndarray
+    heading: str
+    notes: list[str]
+
+
+def scored_windows(network: Network, store: Store | Stores, use: str, most: int | None) -> Scored:
+    """The whole windows of the folds ``use``, joined by +, at most ``most``; inductive where pretraining saw none of their subjects."""
+    rows_N, notes = whole_windows(store, compose.rows_of(store, tuple(use.split("+"))), most)
+    x_NCT = np.concatenate([physical(network.encoder, store, rows_N[i : i + 1024]) for i in range(0, len(rows_N), 1024)])
+    subject_N = subjects(store, rows_N)
+    heading = floors.heading(subject_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
+    return Scored(x_NCT, rows_N, subject_N, heading, notes)
 
 
 def whole_windows(store: Store | Stores, rows_N: np.ndarray, most: int | None) -> tuple[np.ndarray, list[str]]:

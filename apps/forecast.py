@@ -21,7 +21,7 @@ import console
 import continuation
 import waveforms
 from continuation import Network, Sampling
-from physio_train import floors, forecasting, scorecard
+from physio_train import forecasting, scorecard
 
 BATCH = 64
 
@@ -61,9 +61,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     network.encoder.contract.check(compose.spec_of(store))
     unit = continuation.unit_of_mask(network)
     horizon = horizon_of(app.ratio, store.n_samples, unit)
-    rows_N = compose.rows_of(store, tuple(app.use.split("+")))
-    rows_N, notes = continuation.whole_windows(store, rows_N, 1 if app.dry_run else app.max_windows)
-    x_NCT = np.concatenate([continuation.physical(network.encoder, store, rows_N[i : i + 1024]) for i in range(0, len(rows_N), 1024)])
+    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     name = app.row or network.encoder.name
     said, accuracy, more = forecasts(network, x_NCT, horizon, rows_N, app.sampling)
     context, truth = x_NCT[:, :, :-horizon], x_NCT[:, :, -horizon:]
@@ -74,8 +72,6 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     values |= {label: forecasting.figures(truth, x, context) for label, x in baselines.items()}
     values = {row: {"MAE": v["MAE"]} | v for row, v in values.items()}
     best = scorecard.strongest(values, list(baselines), "MAE")
-    subject_N = continuation.subjects(store, rows_N)
-    heading = floors.heading(subject_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
     units = ", ".join(dict.fromkeys(network.encoder.contract.units))
     title = f"the last {horizon / store.fs:g} s of {store.window_s:g} s windows, {heading}"
     notes = [f"MAE in {units}, MSE in its square; MASE below 1 is better than a naive step; reference: the baseline of lowest MAE", *more, *notes]

@@ -19,7 +19,7 @@ import console
 import continuation
 import waveforms
 from continuation import Network, Sampling
-from physio_train import floors, imputation, scorecard
+from physio_train import imputation, scorecard
 from physio_train.imputation import GapKind
 
 BATCH = 64
@@ -60,12 +60,9 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         raise ValueError("a token decoder knows what came before a gap alone: forecast.py asks it; imputation takes masked networks and denoisers")
     network.encoder.contract.check(compose.spec_of(store))
     unit = continuation.unit_of_mask(network)
-    rows_N, notes = continuation.whole_windows(store, compose.rows_of(store, tuple(app.use.split("+"))), 1 if app.dry_run else app.max_windows)
-    x_NCT = np.concatenate([continuation.physical(network.encoder, store, rows_N[i : i + 1024]) for i in range(0, len(rows_N), 1024)])
+    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     if x_NCT.shape[2] % unit:
         raise ValueError(f"the network hides stretches of {unit} samples, which do not divide its windows of {x_NCT.shape[2]}: use another patch")
-    subject_N = continuation.subjects(store, rows_N)
-    heading = floors.heading(subject_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
     name, found, distances = network.encoder.name, {}, []
     for kind in app.kinds:
         hidden_NT = imputation.gaps(kind, len(x_NCT), x_NCT.shape[2], app.ratio, patch=unit, seed=app.seed)

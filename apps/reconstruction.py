@@ -25,7 +25,7 @@ from continuation import Network, Sampling
 from physio_models.contract import normalize
 from physio_models.diffusion import kept_signal
 from physio_models.objectives.ddpm import Ddpm
-from physio_train import floors, forecasting, imputation, scorecard
+from physio_train import forecasting, imputation, scorecard
 
 BATCH = 64
 
@@ -63,10 +63,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if network.kind == "tokens":
         raise ValueError("a token decoder reconstructs nothing: forecast.py and generate.py ask it")
     network.encoder.contract.check(compose.spec_of(store))
-    rows_N, notes = continuation.whole_windows(store, compose.rows_of(store, tuple(app.use.split("+"))), 1 if app.dry_run else app.max_windows)
-    x_NCT = np.concatenate([continuation.physical(network.encoder, store, rows_N[i : i + 1024]) for i in range(0, len(rows_N), 1024)])
-    subject_N = continuation.subjects(store, rows_N)
-    heading = floors.heading(subject_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
+    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     level_means = "noise level" if network.kind == "denoiser" else "share hidden"
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for level in app.levels:

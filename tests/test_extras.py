@@ -78,7 +78,7 @@ def test_what_is_missing_is_named():
         made(("text_emb",), language_model="a/b")
     many = Rows()
     many.tasks = {"pvc": {}, "af": {}}
-    with pytest.raises(ValueError, match=r"--probe\.task: the store has pvc, af"):
+    with pytest.raises(ValueError, match=r"--probe\.task\): the store has pvc, af"):
         made(("label",), many)
 
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import signal, stats
 
 from physio_data import morphology
 from physio_data.filters import bandpass, resample
@@ -112,12 +112,27 @@ def test_a_flat_window_has_no_rhythm_and_no_warning(fs, kind):
 
 
 def test_features_are_quick():
+    """Against one filter, one search for peaks and one spectrum of each window, timed beside them: a time alone would tell of the machine."""
     rng = np.random.default_rng(0)
-    for kind, fs, allowed_s in (("ppg", 25.0, 0.0015), ("ecg", 100.0, 0.0024)):
+
+    def seconds(job):
+        best = np.inf
+        for _ in range(3):
+            start = time.process_time()
+            job()
+            best = min(best, time.process_time() - start)
+        return best
+
+    for kind, fs, allowed in (("ppg", 25.0, 1.0), ("ecg", 100.0, 3.5)):
         x_NCT = np.cumsum(rng.standard_normal((400, 1, int(10 * fs))), axis=2)
-        start = time.process_time()
-        handcrafted(x_NCT, fs, kind)
-        assert (time.process_time() - start) / 400 < allowed_s, kind
+        sos = signal.butter(4, (0.5, 8.0), "bandpass", fs=fs, output="sos")
+
+        def plain(x_NCT=x_NCT, fs=fs, sos=sos):
+            for x_T in x_NCT[:, 0]:
+                signal.find_peaks(signal.sosfiltfilt(sos, x_T))
+                signal.welch(x_T, fs, nperseg=200)
+
+        assert seconds(lambda x_NCT=x_NCT, fs=fs, kind=kind: handcrafted(x_NCT, fs, kind)) < allowed * seconds(plain), kind
 
 
 @pytest.mark.slow

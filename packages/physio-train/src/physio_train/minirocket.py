@@ -8,15 +8,16 @@ N series, T samples, D dilations, F features, K classes.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
+
+from physio_train.fitted import write_fitted
 
 N_TAPS = 9
 KERNELS = tuple(combinations(range(N_TAPS), 3))  # taps of weight 2
@@ -144,21 +145,9 @@ def _shares(x_NT: np.ndarray, dilation_D: np.ndarray, n_biases_D: np.ndarray, bi
 
 def save(folder: str | Path, model: MiniRocket) -> Path:
     """Write minirocket.safetensors and minirocket.json into the folder, each atomically."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    values = {name: getattr(model, name) for name in asdict(model)}
-    arrays = {name: np.ascontiguousarray(value) for name, value in values.items() if isinstance(value, np.ndarray)}
-    meta = {name: value for name, value in values.items() if name not in arrays}
-    weights, text = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp", folder / f".{META_FILE}.{os.getpid()}.tmp"
-    try:
-        save_file(arrays, weights)
-        text.write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(weights, folder / WEIGHTS_FILE)
-        os.replace(text, folder / META_FILE)
-    finally:
-        weights.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
-    return folder
+    values = vars(model)
+    meta = {name: value for name, value in values.items() if not isinstance(value, np.ndarray)}
+    return write_fitted(folder, WEIGHTS_FILE, META_FILE, values, meta)
 
 
 def load(folder: str | Path) -> MiniRocket:

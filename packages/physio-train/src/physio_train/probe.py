@@ -6,7 +6,6 @@ N windows, D features, K outputs (1 for binary and regression, else one per clas
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any, Literal
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 from scipy.special import expit, softmax
 
 from physio_train import logistic
+from physio_train.fitted import write_fitted
 from physio_train.folds import grouped_folds
 from physio_train.metrics import auroc, best_threshold, log_loss, macro_auroc
 
@@ -131,20 +131,8 @@ def _fit(x_ND, y, groups_N, config, classes, validation) -> tuple[Probe, np.ndar
 
 def save(folder: str | Path, probe: Probe) -> Path:
     """Write head.safetensors and head.json into the folder, each atomically."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    arrays = {name: np.ascontiguousarray(value) for name, value in vars(probe).items() if isinstance(value, np.ndarray)}
     meta = {"config": asdict(probe.config), "classes": probe.classes, "converged": probe.converged, "more": dict(probe.more)}
-    weights, text = folder / f".{WEIGHTS_FILE}.{os.getpid()}.tmp", folder / f".{META_FILE}.{os.getpid()}.tmp"
-    try:
-        save_file(arrays, weights)
-        text.write_text(json.dumps(meta, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(weights, folder / WEIGHTS_FILE)
-        os.replace(text, folder / META_FILE)
-    finally:
-        weights.unlink(missing_ok=True)
-        text.unlink(missing_ok=True)
-    return folder
+    return write_fitted(folder, WEIGHTS_FILE, META_FILE, vars(probe), meta)
 
 
 def load(folder: str | Path) -> Probe:
