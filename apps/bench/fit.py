@@ -38,7 +38,11 @@ def bare(model: nn.Module, objective, batches, cfg) -> Iterator[None]:
     modules = objective.modules(model)
     matrices, rest = ([p for p in [*model.parameters(), *modules.parameters()] if (p.ndim > 1) == matrix] for matrix in (True, False))
     optimizer = torch.optim.AdamW(
-        [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": rest, "weight_decay": 0.0}], lr=cfg.lr, betas=cfg.betas, eps=cfg.eps
+        [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": rest, "weight_decay": 0.0}],
+        lr=cfg.lr,
+        betas=cfg.betas,
+        eps=cfg.eps,
+        fused=True,
     )
     model.train()
     for i in range(cfg.n_steps):

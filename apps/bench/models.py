@@ -9,9 +9,10 @@ included; CPU time of encoding one window (median and 99th percentile); windows 
 
 The peer has the same weights where it computes the same function, which is then checked. It takes its turn on the same fresh input
 (A B A B), and a ratio is that of the least CPU times, one thread. What each restates: attention with its weights in memory, dropout on
-them and a boolean mask; DiT and NEPA with one token a sample; HiMAE with its decoder always run; PaPaGei layer by layer; CWT-MAE's
-wavelets as one full-width convolution. "Of a product" is the share that the arithmetic has of what a large matrix product does here in
-the same time: what lies between is memory traffic and the work that it does not count. Targets belong to the reference size.
+them and a boolean mask, AdamW parameter by parameter; DiT and NEPA with one token a sample; HiMAE with its decoder always run; PaPaGei
+layer by layer; CWT-MAE's wavelets as one full-width convolution. "Of a product" is the share that the arithmetic has of what a large
+matrix product does here in the same time: what lies between is memory traffic and the work that it does not count. Targets belong to
+the reference size.
 Shape letters: B items, C channels, T samples, N tokens, S scales, L samples of a transform.
 """
 
@@ -260,11 +261,11 @@ class PeakBytes(TorchDispatchMode):
         self.now -= self.held.pop(key, 0)
 
 
-def trainer(case: Case, model: nn.Module) -> Callable[[dict[str, Any]], None]:
-    """One AdamW step of a network under the case's objective."""
+def trainer(case: Case, model: nn.Module, *, fused: bool) -> Callable[[dict[str, Any]], None]:
+    """One AdamW step of a network under the case's objective; `fused` as `physio_train.optimizer` builds it."""
     modules = case.objective.modules(model)
     step = Step(modules, 0.0, Streams(0, 0))
-    optimizer = torch.optim.AdamW([p for p in (*model.parameters(), *modules.parameters()) if p.requires_grad], lr=1e-4)
+    optimizer = torch.optim.AdamW([p for p in (*model.parameters(), *modules.parameters()) if p.requires_grad], lr=1e-4, fused=fused)
 
     def train(batch: dict[str, Any]) -> None:
         case.objective(model, batch, step).total.backward()
@@ -340,13 +341,13 @@ def measure(case: Case, n: int, seconds: float, rate: float) -> dict[str, float]
         found["encode_macs"] = counted(lambda: case.model.encode(one))
         found |= encoding(case, n, seconds)
     case.model.train()
-    train = trainer(case, case.model)
+    train = trainer(case, case.model, fused=True)
     train(draw(cfg, n, 2))
     found["train_macs"] = counted(lambda: train(draw(cfg, n, 2))) / n
     found["peak_mib"] = peak_of(case, case.model, n)
     runs = {"ours": train}
     if case.peer is not None and case.trains:
-        runs["peer"] = inside(case.within, trainer(case, case.peer.train()))
+        runs["peer"] = inside(case.within, trainer(case, case.peer.train(), fused=case.within is wavelets_by_convolution))
         with case.within():
             found["peer_peak_mib"] = peak_of(case, case.peer, n)
     times = in_turn(runs, lambda i: draw(cfg, n, i), seconds)

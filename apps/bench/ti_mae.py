@@ -120,9 +120,9 @@ def check_equal(x_BCT: Tensor, mask_BN: Tensor) -> None:
     print(f"restatement and layout='original' agree within {difference:.1g}")
 
 
-def stepper(network: nn.Module, loss_of: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Train:
-    """One AdamW step of a network."""
-    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3)
+def stepper(network: nn.Module, loss_of: Callable[[Tensor, Tensor, Tensor], Tensor], *, fused: bool = True) -> Train:
+    """One AdamW step of a network; `fused` as `physio_train.optimizer` builds it."""
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=fused)
 
     def train(x_BCT: Tensor, mask_BN: Tensor, label_B: Tensor) -> None:
         loss_of(x_BCT, mask_BN, label_B).backward()
@@ -147,13 +147,13 @@ def trainers() -> dict[str, dict[str, Train]]:
     cross: TiMae = TiMaeConfig(decoder="cross").build()
     return {
         "pretrain": {
-            "the port's choices": stepper(peer, lambda x, mask, _: F.mse_loss(peer(x, mask), x)),
+            "the port's choices": stepper(peer, lambda x, mask, _: F.mse_loss(peer(x, mask), x), fused=False),
             "ours": reconstruction(TiMaeConfig().build()),
             "ours, cross decoder, all hidden": reconstruction(cross),
             "ours, Mamba-2 both ways": reconstruction(TiMaeMambaConfig().build()),
         },
         "fine-tune": {
-            "the port's choices": stepper(tuned, lambda x, _, label: F.cross_entropy(head(peer_tuned.features(x, None)[:, 0]), label)),
+            "the port's choices": stepper(tuned, lambda x, _, label: F.cross_entropy(head(peer_tuned.features(x, None)[:, 0]), label), fused=False),
             "ours": classification(TiMaeClassifier(TiMaeConfig(decoder="none", pooling="cls"), CLASSES)),
         },
     }
