@@ -118,7 +118,8 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         write_json(app.out / "table.json", shown.to_json() | {"by": groups, "per_subject": own, "calls": calls})
         (app.out / "table.md").write_text(shown.markdown() + "\n", encoding="utf-8")
         for name, text in own.items():
-            say(f"{name}: {text['two_classes']} of {text['subjects']} subjects have both classes, mean AUROC of theirs {text['mean_auroc']}")
+            own_mean = "" if text["mean_auroc"] is None else f", mean AUROC of theirs {text['mean_auroc']:.3f}"
+            say(f"{name}: {text['two_classes']} of {text['subjects']} subjects have both classes{own_mean}")
     lead = shown.rows[0].cells[shown.columns[0]] if shown.columns else None
     figure = {} if lead is None else {shown.columns[0]: lead.value, "interval": [lead.low, lead.high], "word": lead.word}
     done = {"task": task.name, "windows": len(rows_N), "heading": shown.heading, **figure, "by": groups, "out": app.out, "predictions": app.predictions}

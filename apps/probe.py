@@ -25,6 +25,7 @@ import tokens
 from compose import Cohort, PretrainConfig, ReadOut, Size
 from console import say
 from encoders import Origin, encoder_features
+from handmade import has_handcrafted
 from physio_data.store import Store, Stores
 from physio_models import MODELS, OBJECTIVES, resolve
 from physio_models.contract import Encoder
@@ -78,6 +79,8 @@ class Probe:
     """How a level's tokens become one vector. Default: the run's own read-out."""
     twins: int = 5
     """Seeds of the untrained twin; 0 leaves it out."""
+    fused: bool = False
+    """A further row: the encoder's probe and the hand-made features' read-out, blended by the weight that inner folds of the training subjects prefer."""
     allow_shared_subjects: tuple[str, ...] = ()
     """Subjects that may be on both sides of --train and --test."""
     predictions: Path | None = None
@@ -108,6 +111,8 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     origin, cfg = encoder_of(app, store)
     encoder = origin.open(store)
     encoder.contract.check(compose.spec_of(store))
+    if app.fused and not has_handcrafted(store):
+        raise ValueError("--fused: the store has no hand-made features, which are defined for ECG from 100 Hz and PPG from 25 Hz; leave it out")
     cfg = replace(cfg, probe=read_out(app, cfg))
     if app.dry_run:
         return dry_run(cfg, encoder, store)
@@ -267,6 +272,8 @@ def jobs_of(
         ]
     else:
         own = [Job(row=row, source="encoder", specs=specs, question=question, encoder=origin, seed=origin.seed if encoder.untrained else cfg.fit.seed)]
+    if app.fused:
+        own += [replace(job, row=f"{row}+handcrafted", source="fused") for job in own]
     return own + rows.floor_jobs(question, cfg, replace(encoder.contract, fingerprint=()), specs, store)
 
 

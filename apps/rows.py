@@ -53,7 +53,7 @@ class Job:
     question: Question
     setting: str = ""
     seed: int = 0
-    encoder: Origin | None = None  # of "encoder"
+    encoder: Origin | None = None  # of "encoder", and of "fused" where there is no folder
     folder: str = ""  # of "inductive" and "fused": where this fold's encoder is kept
     others: tuple[str, ...] = ()  # of the same: stores of other subjects that its encoder may learn from too
     cfg: PretrainConfig | None = None  # of twins and encoders pretrained inside a fold
@@ -116,7 +116,8 @@ def run_jobs(jobs: Sequence[Job], n_processes: int) -> tuple[list[Done], list[st
         else:
             refused[jobs[i].row] = f"{jobs[i].row}: no row, {result}"
 
-    each_job(jobs, n_processes, keep)
+    for part in ([i for i, job in enumerate(jobs) if job.source != "fused"], [i for i, job in enumerate(jobs) if job.source == "fused"]):
+        each_job([jobs[i] for i in part], n_processes, lambda j, result, part=part: keep(part[j], result))  # these read the encoders of the first
     return [done[i] for i in range(len(jobs)) if i in done and jobs[i].row not in refused], list(refused.values())
 
 
@@ -229,12 +230,15 @@ def _features(job: Job) -> tuple[Callable[[FoldSpec], np.ndarray], int]:
         return of_fold, 0
     if job.source == "twin" and job.setting != INITIAL:
         return of_twin, 0
-    if job.source in ("handcrafted", "fused"):
-        made = handcrafted_features(store, question.rows_N)
-        beside = (lambda spec: made) if job.source == "handcrafted" else (lambda spec: np.concatenate([of_fold(spec), made], axis=1))
-        return beside, made.shape[1]
+    made = handcrafted_features(store, question.rows_N) if job.source in ("handcrafted", "fused") else None
+    if job.source == "fused" and job.folder:
+        return (lambda spec: np.concatenate([of_fold(spec), made], axis=1)), made.shape[1]
+    if job.source == "handcrafted":
+        return (lambda spec: made), made.shape[1]
     fixed = of_twin(job.specs[0]) if job.source == "twin" else encoder_features(job.encoder.open(store), store, question)
-    return (lambda spec: fixed), 0
+    if job.source == "fused":
+        fixed = np.concatenate([fixed, made], axis=1)
+    return (lambda spec: fixed), 0 if made is None else made.shape[1]
 
 
 @cache

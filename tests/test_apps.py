@@ -213,6 +213,24 @@ def test_a_probe_folder_is_an_encoder_again(run, here, store):
     assert probe.main(["--ckpt", "probed", *question])["AUROC"] == first["AUROC"]
 
 
+def test_the_fused_row_is_one_blend_of_two_others(run, here, store):
+    """On the log-odds scale its scores are one of the offered weights times the encoder's, and the rest times the hand-made features'."""
+    command = ["--ckpt", str(run[0]), "--data", str(store), "--task", "pvc", "--twins", "0", "--cv", "group", "--folds", "2"]
+    probe.main([*command, "--fused", "--predictions", "fused.csv"])
+    lines = prediction_files.read(here / "fused.csv")
+    place = lines.record + "@" + lines.start_s.astype(str)
+    column = {}
+    for row in ("pretrained", "handcrafted", "pretrained+handcrafted"):
+        mine = (lines.row == row) & (lines.fold == lines.fold[0])
+        own, order = lines.take(mine), np.argsort(place[mine])
+        column[row] = np.log(own.scores["pvc"][order] / (1 - own.scores["pvc"][order]))
+    own, made, fused = column.values()
+    inner = (np.abs(own) < 9) & (np.abs(made) < 9)  # the blend cuts probabilities at 1e-4
+    weights = ((fused - made) / (own - made))[inner & (np.abs(own - made) > 0.1)]
+    assert len(weights) > 10 and np.ptp(weights) < 1e-3
+    assert np.abs(np.array([0.0, 0.25, 0.5, 0.75, 1.0]) - weights.mean()).min() < 1e-4
+
+
 def test_an_untrained_encoder_is_called_so(store):
     summary = probe.main(["--model", "himae", "--size", "tiny", "--data", str(store), "--task", "pvc", "--jobs", "1", "--twins", "0"])
     assert "untrained" in summary["AUROC"] and "pretrained" not in summary["AUROC"]
