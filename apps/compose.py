@@ -189,9 +189,19 @@ def row_of(config: object, table: Mapping[str, str]) -> str:
     return found
 
 
-def open_stores(paths: Sequence[Path | str], task: str | None = None) -> Store | Stores:
-    """One store, or several read as one."""
-    return Store(paths[0], task=task) if len(paths) == 1 else Stores(list(paths), task=task)
+def open_stores(paths: Sequence[Path | str], task: str | None = None, lead: Mapping[str, str] | None = None) -> Store | Stores:
+    """One store, or several read as one. `lead` has a channel's name and what some of the stores call it: they are read under the first.
+
+    ValueError where no store has a channel of such a name.
+    """
+    members = [Store(path, task=task) for path in paths]
+    if lead:
+        ours = {theirs: name for name, theirs in lead.items()}
+        there = dict.fromkeys(name for member in members for name in member.channels)
+        if unknown := [theirs for theirs in ours if theirs not in there]:
+            raise ValueError(f"--lead names {', '.join(unknown)}, which is no channel of the stores; they have {', '.join(there)}")
+        members = [Store(member.path, task=task, channels=[ours.get(name, name) for name in member.channels]) for member in members]
+    return members[0] if len(members) == 1 else Stores(members, task=task)
 
 
 def own_store(cohort: Cohort) -> Path:

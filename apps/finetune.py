@@ -50,8 +50,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     probe.check(app)
     if app.cv_pretrain:
         raise ValueError("--cv-pretrain belongs to probe.py and leaderboard.py; fine-tuning starts from one encoder")
-    paths = app.data or (*app.train, *app.test)
-    store = compose.open_stores(paths)
+    paths, store = probe.opened(app)
     origin, cfg = probe.encoder_of(app, store)
     encoder = origin.open(store)
     encoder.contract.check(compose.spec_of(store))
@@ -84,6 +83,8 @@ def jobs_of(app: Finetune, tune: TuneConfig, question: Question, specs: Sequence
         if app.frozen:
             jobs.append(Job(row=f"linear{name}", source="encoder", encoder=origin, **common))
             jobs.append(Job(row=f"knn{name}", source="encoder", encoder=origin, neighbours=True, **common))
+        if app.fused:
+            jobs.append(Job(row=f"linear+handcrafted{name}", source="fused", encoder=origin, **common))
         if app.scratch:
             scratch = replace(tune, layer_decay=1.0, head="linear", level="all")
             jobs.append(Job(row=f"supervised{name}", source="encoder", encoder=scratch_origin(store, app.size), tuned=scratch, **common))

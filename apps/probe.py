@@ -59,6 +59,8 @@ class Probe:
     """Stores to fit on ..."""
     test: tuple[Path, ...] = ()
     """... and stores to score; subjects in both leave the training side."""
+    lead: dict[str, str] | None = None
+    """A channel's name and what some of the stores call it, as pairs: --lead ECG I."""
     use: str = ""
     """Folds of the stores: train=1-5,val=6,test=7-8. A val fold chooses regularisation and threshold; without one inner folds of the training subjects do."""
     cv: Literal["group"] | None = None
@@ -106,13 +108,10 @@ class Protocol:
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
     app = tyro.cli(Probe, args=list(arguments), description=console.paragraphs(__doc__))
     check(app)
-    paths = app.data or (*app.train, *app.test)
-    store = compose.open_stores(paths)
+    paths, store = opened(app)
     origin, cfg = encoder_of(app, store)
     encoder = origin.open(store)
     encoder.contract.check(compose.spec_of(store))
-    if app.fused and not has_handcrafted(store):
-        raise ValueError("--fused: the store has no hand-made features, which are defined for ECG from 100 Hz and PPG from 25 Hz; leave it out")
     cfg = replace(cfg, probe=read_out(app, cfg))
     if app.dry_run:
         return dry_run(cfg, encoder, store)
@@ -159,6 +158,15 @@ def check(app: Probe) -> None:
             raise ValueError(f"--{name} must be at least 1, got {getattr(app, name)}")
 
 
+def opened(app: Probe) -> tuple[Sequence[Path], Store | Stores]:
+    """The stores that are named, and what they hold under one name for each channel."""
+    paths = app.data or (*app.train, *app.test)
+    store = compose.open_stores(paths, lead=app.lead)
+    if app.fused and not has_handcrafted(store):
+        raise ValueError("--fused: the store has no hand-made features, which are defined for ECG from 100 Hz and PPG from 25 Hz; leave it out")
+    return paths, store
+
+
 # The encoder
 
 
@@ -194,6 +202,13 @@ def read_out(app: Probe, cfg: PretrainConfig) -> ReadOut:
 
 
 def protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], encoder: Encoder) -> Protocol:
+    """Windows, sides and heading; what every row reads has the channels' names with it."""
+    found, lead = _protocol_of(app, cfg, store, paths, encoder), tuple((app.lead or {}).items())
+    notes = tuple(f"channel {theirs} taken for {name}" for name, theirs in lead)
+    return replace(found, question=replace(found.question, lead=lead), notes=(*found.notes, *notes))
+
+
+def _protocol_of(app: Probe, cfg: PretrainConfig, store: Store | Stores, paths: Sequence[Path], encoder: Encoder) -> Protocol:
     seen = None if encoder.seen is None else encoder.seen["subjects"]
     if app.cv or app.cv_pretrain:
         question = question_of(store, paths, np.arange(len(store)), cfg.probe)

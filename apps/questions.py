@@ -25,6 +25,7 @@ class Question:
     rows_N: np.ndarray  # row in the stores of each window
     windows: Windows
     read_out: ReadOut
+    lead: tuple[tuple[str, str], ...] = ()  # a channel's name and what some of the stores call it
     validation: np.ndarray | None = None  # windows (numbers into rows_N) that choose regularisation and threshold; None: inner folds of the training windows
 
 

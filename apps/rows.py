@@ -97,7 +97,7 @@ class TunedFit:
         return self.tuned.threshold_K
 
     def predict(self, numbers_N: np.ndarray) -> np.ndarray:
-        return tuned_scores(self.tuned, _stores(self.question.stores), self.question.rows_N[numbers_N])
+        return tuned_scores(self.tuned, _stores(self.question.stores, self.question.lead), self.question.rows_N[numbers_N])
 
 
 def run_jobs(jobs: Sequence[Job], n_processes: int) -> tuple[list[Done], list[str]]:
@@ -194,7 +194,7 @@ def _fitted(job: Job, x_N: np.ndarray, n_made: int, train: np.ndarray, held: np.
         if held is None:
             part = validation_part(windows.groups[train], windows.y[train], seed=job.seed)
             train, held = train[~part], train[part]
-        store = _stores(job.question.stores)
+        store = _stores(job.question.stores, job.question.lead)
         return TunedFit(tuned=tune(job.encoder.open(store), store, job.question, train, held, job.tuned, job.seed), question=job.question)
     x_ND, y, groups = x_N[train], windows.y[train], windows.groups[train]
     if job.neighbours:
@@ -215,7 +215,7 @@ def _features(job: Job) -> tuple[Callable[[FoldSpec], np.ndarray], int]:
     """A function of the fold that gives features (N, D) of all windows, and how many of the last are hand-made; what does not depend on the fold is computed
     once."""
     question = job.question
-    store = _stores(question.stores)
+    store = _stores(question.stores, question.lead)
 
     def of_twin(spec: FoldSpec) -> np.ndarray:
         return encoder_features(twin(job.cfg, job.contract, job.setting, job.seed, store, question.rows_N[spec.train]), store, question)
@@ -242,8 +242,8 @@ def _features(job: Job) -> tuple[Callable[[FoldSpec], np.ndarray], int]:
 
 
 @cache
-def _stores(paths: tuple[str, ...]) -> Store | Stores:
-    return open_stores(paths)
+def _stores(paths: tuple[str, ...], lead: tuple[tuple[str, str], ...]) -> Store | Stores:
+    return open_stores(paths, lead=dict(lead))
 
 
 def floor_jobs(question: Question, cfg: PretrainConfig, contract: InputContract, specs: Sequence[FoldSpec], store: Store | Stores) -> list[Job]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,6 +242,26 @@ def test_subjects_in_both_stores_leave_the_training_side(run, here, store, capsy
     question = ["--task", "pvc", "--jobs", "1", "--twins", "0"]
     probe.main(["--ckpt", str(run[0]), "--train", str(store), "--test", "other", *question])
     assert "12 subjects are in both stores: their 36 windows left the training side" in capsys.readouterr().out
+
+
+def test_a_channel_of_another_name_is_read_under_the_first(run, here, store):
+    """The same windows under two names are scored alike, by every row and in other processes."""
+    prepare.main(["synthetic", "--out", "strangers", "--option", "n_subjects", "12", "minutes", "0.5", "seed", "1"])
+    shutil.copytree("strangers", "renamed")
+    manifest = json.loads(Path("renamed/manifest.json").read_text())
+    (name,) = manifest["channels"]
+    Path("renamed/manifest.json").write_text(json.dumps(manifest | {"channels": ["PLETH"]}))
+    command = ["--ckpt", str(run[0]), "--train", str(store), "--task", "pvc", "--twins", "0", "--jobs", "2"]
+    with pytest.raises(ValueError, match="differ in channels"):
+        probe.main([*command, "--test", "renamed"])
+    with pytest.raises(ValueError, match=f"--lead names V9, which is no channel of the stores; they have {name}, PLETH"):
+        probe.main([*command, "--test", "renamed", "--lead", name, "V9"])
+    probe.main([*command, "--test", "strangers", "--predictions", "own.csv"])
+    probe.main([*command, "--test", "renamed", "--predictions", "renamed.csv", "--lead", name, "PLETH"])
+    own, other = (prediction_files.read(path) for path in (Path("own.csv"), Path("renamed.csv")))
+    assert {"pretrained", "handcrafted"} <= set(own.row.tolist())
+    np.testing.assert_array_equal(own.row, other.row)
+    np.testing.assert_array_equal(own.scores["pvc"], other.scores["pvc"])
 
 
 def test_a_store_that_does_not_fit_is_refused_with_the_flags_that_mend_it(run, here):
