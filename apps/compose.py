@@ -34,6 +34,7 @@ from tokens import Tokens
 
 Size = Literal["tiny", "fast", "reference"]
 RECIPES = Path(__file__).parent / "recipes"
+HIGHEST = 0.45  # of a store's rate: where a network's wavelets end at the latest
 BESIDE = ("recipe", "size", "data", "stores")
 """Keys of a run's config.json beside those of its `PretrainConfig`."""
 
@@ -81,7 +82,7 @@ class PretrainConfig:
     fit: FitConfig
     normalization: str = "instance_minmax"  # applied once per batch, and part of the input contract
     crop_s: float | None = None  # train on stretches of this length cut from each window at a place drawn anew each epoch, seconds; None: whole windows
-    shift: bool = True  # start each training window at a random offset, drawn anew each epoch, where a gap-free window follows
+    shift: bool = True  # start each training window at a random offset, drawn anew each epoch, where a gap-free window follows; not with labels of windows
     use: tuple[str, ...] = ("train",)  # folds to pretrain on, by name or as a range of numbers: 1-5
     mix: tuple[float, ...] = ()  # of several stores: the share of windows that each gives (--data A B --mix 2 1); () takes every window once an epoch
     shuffle: Literal["exact", "blocks"] = "exact"  # blocks: neighbouring windows together, for stores that memory does not hold
@@ -135,7 +136,12 @@ def swap(cfg: PretrainConfig, *, model: str | None, objective: str | None, size:
         raise ValueError(
             f"--representation {representation}: the network {trained!r} reads {reads.rstrip('s')}s; choose one of {', '.join(others)} with --model"
         )
-    return cfg
+    return replace(cfg, shift=False) if "label" in needs_of(cfg) else cfg
+
+
+def needs_of(cfg: PretrainConfig) -> tuple[str, ...]:
+    """What objective and network read of a batch beside the signal."""
+    return (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
 
 
 def to_json(cfg: PretrainConfig) -> dict[str, Any]:
@@ -211,8 +217,15 @@ def own_store(cohort: Cohort) -> Path:
 
 
 def fit_model_to(cfg: PretrainConfig, store: Store | Stores) -> PretrainConfig:
-    """The network with the store's channels and window length, or that of the stretches it is trained on."""
-    return replace(cfg, model=replace(cfg.model, n_channels=len(store.channels), n_samples=crop_samples(cfg, store) or store.n_samples))
+    """The network with the store's channels, and its window length or that of the stretches it is trained on.
+
+    A network whose wavelets have frequencies in Hz takes the store's rate too; its band ends below half of it.
+    """
+    values: dict[str, Any] = {"n_channels": len(store.channels), "n_samples": crop_samples(cfg, store) or store.n_samples}
+    if hasattr(cfg.model, "band_hz"):
+        low, high = cfg.model.band_hz
+        values |= {"fs": store.fs, "band_hz": (low, min(high, HIGHEST * store.fs))}
+    return replace(cfg, model=replace(cfg.model, **values))
 
 
 def crop_samples(cfg: PretrainConfig, store: Store | Stores) -> int | None:
@@ -296,6 +309,8 @@ class WithNext:
         after = self.store.batch(np.where(there_B, next_B, rows))
         if "valid" in batch:
             there_B &= batch["valid"].all(1) & after["valid"].all(1)
+        if "channel_present" in batch:
+            there_B &= (batch["channel_present"] == after["channel_present"]).all(1)
         return batch | {"signal": np.concatenate([batch["signal"], after["signal"]], axis=-1), "has_next": there_B}
 
 
@@ -313,13 +328,14 @@ class ShiftAndNormalize:
             batch = _shifted(dict(batch), streams)
         if self.crop is not None:
             batch = self.crop(batch, streams)
+        x_BCT, valid_BT, present_BC = batch["signal"], batch.get("valid"), batch.get("channel_present")
         if self.morphology_fs is not None:
-            batch = batch | {"aux": torch.from_numpy(extras.morphology(batch["signal"].numpy(), self.morphology_fs))}
-        x_BCT, valid_BT = batch["signal"], batch.get("valid")
-        batch = batch | {"signal": normalize(x_BCT, self.normalization, valid_BT)[0]}
+            whole_B = None if valid_BT is None else valid_BT.bool().all(1).numpy()
+            batch = batch | {"aux": torch.from_numpy(extras.morphology(x_BCT.numpy(), self.morphology_fs, whole_B))}
+        batch = batch | {"signal": normalize(x_BCT, self.normalization, valid_BT, None, present_BC)[0]}
         if self.tokenize is None:
             return batch
-        ids_BN, real_BN = self.tokenize(x_BCT, valid_BT, batch.get("channel_present"))
+        ids_BN, real_BN = self.tokenize(x_BCT, valid_BT, present_BC)
         return batch | {"tokens": ids_BN, "valid": real_BN} | ({} if valid_BT is None else {"signal_valid": valid_BT})
 
 
@@ -367,7 +383,9 @@ def parts(
     """Network, objective and batches of a config, this rank's share of them; a network that reads tokens needs the tokenizer."""
     world = world or World()
     share = {"batch_size": cfg.fit.batch_size, "seed": cfg.fit.seed, "rank": world.rank, "world_size": world.world_size}
-    needs = (*getattr(cfg.objective, "needs", ()), *getattr(cfg.model, "needs", ()))
+    needs = needs_of(cfg)
+    if cfg.shift and "label" in needs:
+        raise ValueError("shift starts windows between those that the store has labels for: --no-shift")
     columns = extras.columns(needs, store, task=cfg.probe.task, language_model=cfg.language_model)
     n_crop = crop_samples(cfg, store)
     crop = None if n_crop is None else RandomCrop(length=n_crop)

@@ -73,8 +73,12 @@ def report_vectors(store: Store | Stores, language_model: str) -> Column:
     return lambda rows_B: vectors_KE[code_N[rows_B]]
 
 
-def morphology(signal_BCT: np.ndarray, fs: float) -> np.ndarray:
-    """sVRI, skewness and IPA of the first channel, (B, 3) float32, as PaPaGei takes them from filtered windows; NaN where there are none."""
+def morphology(signal_BCT: np.ndarray, fs: float, whole_B: np.ndarray | None = None) -> np.ndarray:
+    """sVRI, skewness and IPA of the first channel, (B, 3) float32, as PaPaGei takes them from filtered windows; NaN where there are none.
+
+    None either for a window that `whole_B` says ends in a short tail: the zeros after it would be taken for pulse.
+    """
     from physio_data.papagei import window_labels
 
-    return window_labels(signal_BCT[:, 0], fs).astype(np.float32)
+    labels_B3 = window_labels(signal_BCT[:, 0], fs).astype(np.float32)
+    return labels_B3 if whole_B is None else np.where(whole_B[:, None], labels_B3, np.float32(np.nan))

@@ -313,8 +313,8 @@ def fixed_windows(cfg: PretrainConfig, store: Store | Stores) -> dict[str, Any]:
     """Six windows of the validation fold (the training folds without one), normalised."""
     rows_N = compose.validation_rows(cfg, store)
     rows_N = (rows_N if len(rows_N) else compose.rows_of(store, cfg.use))[:: max(1, len(rows_N) // 6)][:6]
-    batch = {name: torch.as_tensor(value) for name, value in store.batch(rows_N).items() if name in ("signal", "index", "valid")}
-    return batch | {"signal": normalize(batch["signal"], cfg.normalization, batch.get("valid"))[0]}
+    batch = {name: torch.as_tensor(value) for name, value in store.batch(rows_N).items() if name in ("signal", "index", "valid", "channel_present")}
+    return batch | {"signal": normalize(batch["signal"], cfg.normalization, batch.get("valid"), None, batch.get("channel_present"))[0]}
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ import prepare
 import pretrain
 import training
 from physio_models import MODELS, resolve
-from physio_train import FitConfig, NonFiniteLossError
+from physio_models.cwt import cwt
+from physio_train import FitConfig, NonFiniteLossError, Streams
 from physio_train.optimizer import build
 from physio_train.parameters import layers_below_top, rules, trained
 
@@ -201,3 +202,49 @@ def test_the_rules_of_the_optimiser_cover_every_parameter_of_every_network(name)
 def test_a_failure_that_was_not_finite_holds_what_was_found():
     error = NonFiniteLossError("loss", {"step": 3, "indices": [1]})
     assert error.found["indices"] == [1] and str(error) == "loss"
+
+
+def test_windows_that_carry_labels_are_not_shifted(stores):
+    """Between two windows there is no label: the training windows of labelled objectives are the store's own."""
+    cfg = compose.swap(compose.recipe("himae_ppg", "tiny"), model="resnet1d", objective="supervised", size="tiny")
+    store = compose.open_stores(stores[:1])
+    cfg = compose.fit_model_to(replace(cfg, normalization="none", probe=replace(cfg.probe, task="pvc")), store)
+    rows = np.arange(len(store))
+    for batch in compose.parts(cfg, store, rows, rows[:0]).batches.one_epoch():
+        kept = batch["index"].numpy()
+        np.testing.assert_array_equal(batch["signal"].numpy(), store.batch(kept)["signal"])
+        np.testing.assert_array_equal(batch["label"].numpy(), store.label("pvc")[kept])
+    with pytest.raises(ValueError, match="--no-shift"):
+        compose.parts(replace(cfg, shift=True), store, rows, rows[:0])
+    for name in compose.recipe_names():
+        for size in ("tiny", "fast", "reference"):
+            cfg = compose.recipe(name, size)
+            assert not (isinstance(cfg, compose.PretrainConfig) and cfg.shift and "label" in compose.needs_of(cfg)), name
+
+
+def test_wavelets_answer_to_the_frequencies_they_are_named_by(stores):
+    """A sine of the store's own rate stands out in the row whose `scale_hz` is nearest to it."""
+    store = compose.open_stores(stores[:1])
+    cfg = compose.fit_model_to(compose.recipe("cwt_mae_v3", "fast"), store).model
+    assert cfg.fs == store.fs == 25.0 and cfg.band_hz == (0.5, 11.25)
+    for hz in (0.8, 1.5, 3.0):
+        t_T = np.arange(cfg.n_samples) / store.fs
+        sine = torch.from_numpy(np.sin(2 * np.pi * hz * t_T)).float()
+        power_S = cwt(sine, cfg.scales, wavelet=cfg.wavelet, definition=cfg.definition).abs()[:, 50:-50].square().mean(-1)
+        gain_S = power_S / torch.tensor(cfg.scales)  # a wavelet of unit energy answers by the root of its scale
+        answers = cfg.scale_hz[int(gain_S.argmax())]
+        assert 0.7 < answers / hz < 1.4, (hz, answers)
+
+
+def test_lost_leads_and_short_tails_stay_out_of_what_training_reads():
+    x_BCT = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 3, 1250)).astype(np.float32))
+    present_BC = torch.tensor([[True, True, False], [True, True, True]])
+    valid_BT = torch.ones(2, 1250, dtype=torch.bool)
+    valid_BT[1, 700:] = False
+    x_BCT[0, 2], x_BCT[1, :, 700:] = 50.0, 0.0
+    batch = {"signal": x_BCT, "index": torch.arange(2), "valid": valid_BT, "channel_present": present_BC}
+    out = compose.ShiftAndNormalize("instance_zscore", 125.0)(batch, Streams(0, 0))
+    first = x_BCT[0, :2].double().numpy()
+    np.testing.assert_allclose(out["signal"][0, :2].numpy(), (first - first.mean()) / first.std(), atol=1e-4)
+    assert not out["signal"][0, 2].any()
+    assert torch.isnan(out["aux"][1]).all() and torch.isfinite(out["aux"][0]).any()

@@ -42,6 +42,28 @@ def test_each_item_follows_the_definition_on_its_valid_samples(name: str, n_vali
     np.testing.assert_allclose(scale.restore(y_BCT)[..., :n_valid].numpy(), x_BCT[..., :n_valid], rtol=1e-5, atol=2e-3)
 
 
+@pytest.mark.parametrize("name", sorted(NORMALIZERS - {"fixed"}))
+@pytest.mark.parametrize("n_valid", [30, 23])
+def test_a_lost_channel_counts_nowhere_and_is_zero(name: str, n_valid: int):
+    rng = np.random.default_rng(0)
+    x_BCT = (rng.normal(size=(3, 4, 30)) * 5 + 2).astype(np.float32)
+    present_BC = np.array([[1, 1, 0, 1], [0, 0, 1, 0], [1, 1, 1, 1]], dtype=bool)
+    x_BCT[0, 2] = np.nan
+    x_BCT[1, [0, 1, 3]] = 1e6
+    valid_BT = None if n_valid == 30 else torch.from_numpy(np.broadcast_to(np.arange(30) < n_valid, (3, 30)).copy())
+    y_BCT, _ = normalize(torch.from_numpy(x_BCT), name, valid_BT, None, torch.from_numpy(present_BC))
+    for x_CT, present_C, y_CT in zip(x_BCT, present_BC, y_BCT.numpy(), strict=True):
+        np.testing.assert_allclose(y_CT[present_C, :n_valid], by_hand(x_CT[present_C, :n_valid].astype(np.float64), name, ()), rtol=1e-5, atol=1e-5)
+        assert not y_CT[~present_C].any() and not y_CT[:, n_valid:].any()
+
+
+def test_an_item_without_a_channel_is_refused():
+    with pytest.raises(ValueError, match="no channel in item 1"):
+        normalize(torch.randn(2, 2, 5), "lead_zscore", channel_present_BC=torch.tensor([[True, False], [False, False]]))
+    with pytest.raises(ValueError, match=r"channel_present_BC must be \(batch, channels\)"):
+        normalize(torch.randn(2, 2, 5), "lead_zscore", channel_present_BC=torch.ones(2, 3))
+
+
 def test_a_small_pulse_on_a_large_offset_keeps_its_digits():
     pulse = torch.linspace(0, 1, 11)
     y_BCT, _ = normalize((4096 + pulse).reshape(1, 1, -1), "instance_minmax")

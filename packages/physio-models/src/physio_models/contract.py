@@ -268,7 +268,7 @@ class Encoder:
                 raise ContractError("the model reads tokens and came without its tokenizer: open it with the tokenizer's file (physio_bpe.json)")
             ids_BN, real_BN = self.tokenize(x_BCT, valid_BT, channel_present_BC)
             return ids_BN.to(self.device), real_BN.to(self.device), None
-        y_BCT, _ = normalize(x_BCT, self.contract.normalization, valid_BT, self.contract.fixed)
+        y_BCT, _ = normalize(x_BCT, self.contract.normalization, valid_BT, self.contract.fixed, channel_present_BC)
         return y_BCT, valid_BT, channel_present_BC
 
     @torch.no_grad()

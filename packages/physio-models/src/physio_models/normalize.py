@@ -65,8 +65,11 @@ NORMALIZERS = frozenset({"none", "fixed", *_STATISTICS})
 Fixed = tuple[float | tuple[float, ...], float | tuple[float, ...]]
 
 
-def normalize(x_BCT: Tensor, name: str, valid_BT: Tensor | None = None, fixed: Fixed | None = None) -> tuple[Tensor, Scale]:
-    """Normalise a batch by ``name``; returns (y_BCT float32, Scale). Samples where ``valid_BT`` is False count nowhere and become 0.
+def normalize(
+    x_BCT: Tensor, name: str, valid_BT: Tensor | None = None, fixed: Fixed | None = None, channel_present_BC: Tensor | None = None
+) -> tuple[Tensor, Scale]:
+    """Normalise a batch by ``name``; returns (y_BCT float32, Scale). Samples where ``valid_BT`` is False, and channels that
+    ``channel_present_BC`` says are lost, count nowhere and become 0, whatever they hold.
 
     - ``*_minmax`` maps the range to [-1, 1]; a range up to 1e-6 (a flat channel) maps to 0
     - ``*_zscore`` (x - mean) / (population standard deviation + 1e-6)
@@ -74,7 +77,7 @@ def normalize(x_BCT: Tensor, name: str, valid_BT: Tensor | None = None, fixed: F
     - ``fixed`` (x - offset) / scale with ``fixed=(offset, scale)``, numbers or one per channel
     - ``none`` the signal itself
 
-    ``ValueError`` for an unknown name, a wrong shape, a non-finite valid sample or an item without a valid one.
+    ``ValueError`` for an unknown name, a wrong shape, a non-finite sample that counts or an item without one that does.
     """
     if x_BCT.ndim != 3:
         raise ValueError(f"x_BCT must be (batch, channels, samples), got shape {tuple(x_BCT.shape)}; add the missing axis explicitly")
@@ -82,14 +85,19 @@ def normalize(x_BCT: Tensor, name: str, valid_BT: Tensor | None = None, fixed: F
         raise ValueError(f"name must be one of {', '.join(sorted(NORMALIZERS))}, got {name!r}")
     if (fixed is not None) != (name == "fixed"):
         raise ValueError(f"fixed=(offset, scale) belongs to the name 'fixed' and only to it, got name {name!r} and fixed={fixed!r}")
-    real_BCT = _real(x_BCT, valid_BT)
+    real_BCT = counted_BCT = _real(x_BCT, valid_BT)
+    if channel_present_BC is not None:
+        present_BC1 = _present(x_BCT, channel_present_BC)
+        real_BCT = real_BCT & present_BC1
     _check_finite(x_BCT, real_BCT)
     x_BCT = x_BCT.double()  # a small pulse on a large offset keeps its digits
     n_items, n_channels, _ = x_BCT.shape
     if name in _STATISTICS:
         statistic, whole_item = _STATISTICS[name]
         groups = (n_items, 1, -1) if whole_item else (n_items, n_channels, -1)
-        offset, scale = statistic(x_BCT.reshape(groups), real_BCT.reshape(groups))
+        if channel_present_BC is not None:  # a lost channel has no part in an item's statistic, and of its own it has a flat one
+            x_BCT, counted_BCT = x_BCT.masked_fill(~present_BC1, 0.0), real_BCT if whole_item else counted_BCT
+        offset, scale = statistic(x_BCT.reshape(groups), counted_BCT.reshape(groups))
     else:
         offset, scale = _given(fixed or (0.0, 1.0), x_BCT)
     flat = scale == 0
@@ -123,6 +131,16 @@ def _real(x_BCT: Tensor, valid_BT: Tensor | None) -> Tensor:
     if bool(empty_B.any()):
         raise ValueError(f"valid_BT has no valid sample in item {int(empty_B.nonzero()[0])}; leave that item out")
     return valid_BT[:, None, :].expand(x_BCT.shape)
+
+
+def _present(x_BCT: Tensor, channel_present_BC: Tensor) -> Tensor:
+    if channel_present_BC.shape != x_BCT.shape[:2]:
+        raise ValueError(f"channel_present_BC must be (batch, channels) = {tuple(x_BCT.shape[:2])}, got {tuple(channel_present_BC.shape)}")
+    channel_present_BC = channel_present_BC.bool()
+    empty_B = ~channel_present_BC.any(-1)
+    if bool(empty_B.any()):
+        raise ValueError(f"channel_present_BC has no channel in item {int(empty_B.nonzero()[0])}; leave that item out")
+    return channel_present_BC[..., None]
 
 
 def _check_finite(x_BCT: Tensor, real_BCT: Tensor) -> None:
