@@ -67,6 +67,23 @@ def test_a_short_tail_enters_no_statistic(name):
     assert np.allclose(scale.scale[1], alone_scale.scale[0])
 
 
+@pytest.mark.parametrize("name", STATISTICAL)
+def test_a_lost_channel_enters_no_statistic(name):
+    x_BCT, present_BC = batch(), np.ones((4, 3), bool)
+    present_BC[1, 1] = False
+    held = x_BCT.copy()
+    held[1, 1] = np.nan
+    valid_BT = np.ones((4, 200), bool)
+    valid_BT[2, 150:] = False
+    y_BCT, _ = normalize(held, name, valid_BT, channel_present_BC=present_BC)
+    alone, _ = normalize(x_BCT[1:2, [0, 2]], name)
+    assert np.allclose(y_BCT[1, [0, 2]], alone[0], atol=1e-6) and not y_BCT[1, 1].any()
+    others = [0, 2, 3]
+    assert np.array_equal(y_BCT[others], normalize(x_BCT[others], name, valid_BT[others])[0])
+    with pytest.raises(ValueError, match="no channel in item 2"):
+        normalize(x_BCT, name, channel_present_BC=np.arange(4)[:, None] != np.full(3, 2))
+
+
 def test_a_small_pulse_on_a_large_offset_keeps_its_shape():
     pulse = np.sin(np.arange(200) / 10)
     y_BCT, _ = normalize((pulse + 1000).astype(np.float32)[None, None], "lead_zscore")

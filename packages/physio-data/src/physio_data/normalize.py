@@ -56,7 +56,11 @@ NORMALIZERS = frozenset({"none", "fixed", *_STATISTICS})
 
 
 def normalize(
-    x_BCT: np.ndarray, name: str, valid_BT: np.ndarray | None = None, fixed: tuple[np.ndarray | float, np.ndarray | float] | None = None
+    x_BCT: np.ndarray,
+    name: str,
+    valid_BT: np.ndarray | None = None,
+    fixed: tuple[np.ndarray | float, np.ndarray | float] | None = None,
+    channel_present_BC: np.ndarray | None = None,
 ) -> tuple[np.ndarray, Scale]:
     """Normalise a batch (B, C, T) by ``name``; returns (y_BCT float32, Scale).
 
@@ -66,8 +70,9 @@ def normalize(
     - ``fixed`` (x - offset) / scale with ``fixed=(offset, scale)``, scalars or (C,)
     - ``none`` the signal itself
 
-    Where ``valid_BT`` is False (a short tail) samples enter no statistic and come out as 0. ``ValueError`` for an unknown name, a
-    non-finite valid sample (named by item) or an item without a valid one.
+    Where ``valid_BT`` is False (a short tail), and in channels that ``channel_present_BC`` says are lost, samples enter no statistic
+    and come out as 0. ``ValueError`` for an unknown name, a non-finite sample that counts (named by item) or an item without one that
+    does.
     """
     x_BCT = np.asarray(x_BCT)
     if x_BCT.ndim != 3:
@@ -77,20 +82,26 @@ def normalize(
     if (fixed is not None) != (name == "fixed"):
         raise ValueError(f"fixed=(offset, scale) belongs to the name 'fixed' and only to it, got name {name!r} and fixed={fixed!r}")
     x_BCT = x_BCT.astype(np.float32, copy=False)
-    invalid_B1T = None if valid_BT is None else ~_as_valid(valid_BT, x_BCT)[:, None, :]
-    _check_finite(x_BCT, invalid_B1T)
+    invalid_BCT = None if valid_BT is None else ~_as_valid(valid_BT, x_BCT)[:, None, :]
+    lost_BC1 = None if channel_present_BC is None else ~_as_present(channel_present_BC, x_BCT)[..., None]
+    if lost_BC1 is not None:
+        invalid_BCT = lost_BC1 if invalid_BCT is None else invalid_BCT | lost_BC1
+    _check_finite(x_BCT, invalid_BCT)
 
     if name in _STATISTICS:
         statistic, axis = _STATISTICS[name]
         x64 = x_BCT.astype(np.float64)
-        offset, scale = statistic(x64 if invalid_B1T is None else np.where(invalid_B1T, np.nan, x64), axis)
+        x64 = x64 if invalid_BCT is None else np.where(invalid_BCT, np.nan, x64)
+        if lost_BC1 is not None and axis == (2,):
+            x64 = np.where(lost_BC1, 0.0, x64)  # of its own a lost channel has a flat statistic
+        offset, scale = statistic(x64, axis)
     else:
         offset, scale = _given(fixed if name == "fixed" else (0.0, 1.0), x_BCT)
     flat = scale == 0
     # The subtraction is done in float64: a small pulse on a large offset keeps its digits.
     y_BCT = np.where(flat, 0.0, (x_BCT - offset) / np.where(flat, 1.0, scale)).astype(np.float32)
-    if invalid_B1T is not None:
-        y_BCT = np.where(invalid_B1T, np.float32(0), y_BCT)
+    if invalid_BCT is not None:
+        y_BCT = np.where(invalid_BCT, np.float32(0), y_BCT)
     return y_BCT, Scale(offset.astype(np.float32), np.where(flat, 1.0, scale).astype(np.float32))
 
 
@@ -144,8 +155,17 @@ def _as_valid(valid_BT: np.ndarray, x_BCT: np.ndarray) -> np.ndarray:
     return valid_BT
 
 
-def _check_finite(x_BCT: np.ndarray, invalid_B1T: np.ndarray | None) -> None:
-    usable = np.isfinite(x_BCT) if invalid_B1T is None else np.isfinite(x_BCT) | invalid_B1T
+def _as_present(channel_present_BC: np.ndarray, x_BCT: np.ndarray) -> np.ndarray:
+    channel_present_BC = np.asarray(channel_present_BC, bool)
+    if channel_present_BC.shape != x_BCT.shape[:2]:
+        raise ValueError(f"channel_present_BC must be (batch, channels) = {x_BCT.shape[:2]}, got {channel_present_BC.shape}")
+    if not channel_present_BC.any(-1).all():
+        raise ValueError(f"channel_present_BC has no channel in item {int(np.argmin(channel_present_BC.any(-1)))}; leave that item out")
+    return channel_present_BC
+
+
+def _check_finite(x_BCT: np.ndarray, invalid_BCT: np.ndarray | None) -> None:
+    usable = np.isfinite(x_BCT) if invalid_BCT is None else np.isfinite(x_BCT) | invalid_BCT
     if not usable.all():
         b, c, t = np.unravel_index(int(np.argmin(usable)), x_BCT.shape)
         raise ValueError(f"x_BCT is not finite at item {b}, channel {c}, sample {t}; mark it in valid_BT or leave the window out")
