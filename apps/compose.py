@@ -254,13 +254,15 @@ def fold_names(folds: Sequence[str]) -> tuple[str, ...]:
 
 def spec_of(store: Store | Stores) -> SignalSpec:
     """What the windows of a store are, in the words of an input contract."""
-    band = None if store.manifest.get("raw") else store.manifest.get("band")  # of a raw store it is still to be applied
+    raw, band = store.manifest.get("raw"), store.manifest.get("band")  # of a raw store the filters are still to be applied
     return SignalSpec(
         channels=store.channels,
         units=tuple(store.units),
         fs=store.fs,
         n_samples=store.n_samples,
-        band=None if band is None else tuple(band),
+        band=None if raw or band is None else tuple(band),
+        filter=store.manifest.get("filter") or "butterworth",
+        notch_hz=None if raw else store.manifest.get("notch_hz"),
         kind=store.kind,
     )
 
@@ -274,6 +276,8 @@ def contract_of(cfg: PretrainConfig, store: Store | Stores) -> InputContract:
         fs=spec.fs,
         window_s=store.window_s if cfg.crop_s is None else cfg.crop_s,
         band=spec.band,
+        filter=spec.filter,
+        notch_hz=spec.notch_hz,
         normalization=cfg.normalization,
         polarity=spec.polarity,
         length_free=bool(getattr(type(cfg.model), "length_free", False)),

@@ -167,14 +167,15 @@ def _reader(store: Store | Stores, rows: np.ndarray | None, views: int, augmenta
     if augmentation not in PRESETS:
         raise ValueError(f"augmentation must be one of {', '.join(PRESETS)}, got {augmentation!r}")
     band = tuple(manifest["band"]) if raw and manifest.get("band") else None
-    spec = replace(spec_of(store), band=band) if raw else spec_of(store)
+    notch_hz = manifest.get("notch_hz") if raw else None
+    spec = replace(spec_of(store), band=band, notch_hz=notch_hz) if raw else spec_of(store)
     steps = PRESETS[augmentation] if views else ()
     reader = Reader(
         store=store,
         rows_N=store.rows() if rows is None else np.asarray(rows, np.int64),
         band=band,
         filter=manifest.get("filter") or "butterworth",
-        notch_hz=manifest.get("notch_hz") if raw else None,
+        notch_hz=notch_hz,
         steps=steps,
         n_views=views,
         seed=seed,

@@ -166,7 +166,12 @@ def plan_of(
     """How the stream becomes the contract's windows, and what these are."""
     hop = n_samples(contract.window_s / 2 if hop_s is None else hop_s, contract.fs)
     band = None if contract.band in (None, ANY) else contract.band
-    plan = StreamPlan(channels=names, fs_in=source_fs, fs=contract.fs, n_samples=contract.n_samples, hop=hop, band=band, **more)
+    if band is not None and contract.filter not in (ANY, "butterworth"):
+        raise ValueError(
+            f"the model's windows were filtered by {contract.filter!r}, which has no running form: use predict.py, or train on a store without --filter"
+        )
+    notch_hz = contract.notch_hz
+    plan = StreamPlan(channels=names, fs_in=source_fs, fs=contract.fs, n_samples=contract.n_samples, hop=hop, band=band, notch_hz=notch_hz, **more)
     if units is None:
         units = [contract.units[0]] * len(names)
     spec = SignalSpec(
@@ -175,6 +180,7 @@ def plan_of(
         fs=contract.fs,
         n_samples=contract.n_samples,
         band=band,
+        notch_hz=notch_hz,
         kind=contract.kind,
     )
     return plan, spec

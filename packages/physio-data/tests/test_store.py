@@ -176,6 +176,14 @@ def test_stores_of_different_bands_are_refused(tmp_path):
     second.manifest |= {"band": [0.5, 8.0], "raw": True}
     with pytest.raises(ValueError, match=r"differ in raw"):
         Stores([first, second])
+    second.manifest |= {"raw": False, "filter": "butterworth"}
+    Stores([first, second])  # what says no filter has this one
+    second.manifest |= {"notch_hz": 50.0}
+    with pytest.raises(ValueError, match=r"differ in notch_hz"):
+        Stores([first, second])
+    second.manifest |= {"notch_hz": None, "filter": "papagei"}
+    with pytest.raises(ValueError, match=r"differ in filter"):
+        Stores([first, second])
 
 
 def test_a_subject_in_two_folds_is_refused(tmp_path):

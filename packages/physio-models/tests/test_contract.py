@@ -31,6 +31,8 @@ def signal(n: int = 3) -> torch.Tensor:
         ({"channels": ("II", "V1")}, "misses V5", "--leads II,V5"),
         ({"band": None}, "band is unfiltered, the model needs 0.5-40 Hz", "--band 0.5,40"),
         ({"band": (0.5, 30.0)}, "band is 0.5-30 Hz", "--band 0.5,40"),
+        ({"filter": "papagei"}, "filter is papagei, the model needs butterworth", "--filter butterworth"),
+        ({"notch_hz": 50.0}, "the input has a notch at 50 Hz, the model needs no notch", "without --notch-hz"),
         ({"units": ("mV", "a.u.")}, "unit of V5 is 'a.u.', the model needs 'mV'", "convert the signal"),
         ({"kind": "ppg"}, "signal is ppg, the model needs ecg", "use a store of ecg"),
     ],
@@ -89,7 +91,15 @@ def test_a_length_free_contract_takes_any_window_at_its_rate():
 
 
 def test_any_fixes_neither_unit_nor_band():
-    replace(CONTRACT, band=ANY, units=(ANY, ANY)).check(replace(FITS, band=None, units=("a.u.", "bananas")))
+    replace(CONTRACT, band=ANY, units=(ANY, ANY)).check(replace(FITS, band=None, notch_hz=50.0, units=("a.u.", "bananas")))
+    replace(CONTRACT, filter=ANY).check(replace(FITS, filter="papagei"))
+    replace(CONTRACT, band=None, filter="papagei").check(replace(FITS, band=None))  # nothing was filtered
+
+
+def test_a_models_own_notch_is_asked_for():
+    with pytest.raises(ContractError, match=r"no notch, the model needs a notch at 60 Hz; prepare the data with: prepare\.py \.\.\. --notch-hz 60$"):
+        replace(CONTRACT, notch_hz=60.0).check(FITS)
+    assert replace(CONTRACT, notch_hz=60.0, filter="papagei").spec == replace(FITS, notch_hz=60.0, filter="papagei")
 
 
 def test_the_encoder_normalises_and_leaves_the_model_as_it_was(encoder: Encoder):

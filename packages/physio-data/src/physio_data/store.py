@@ -277,8 +277,8 @@ class Stores:
     def _same_filter(self) -> None:
         """A contract is checked once for all stores, so what was filtered, and whether it was yet, must be the same in each."""
         for other in self.stores[1:]:
-            for key in ("band", "raw"):
-                here, there = self.manifest.get(key) or None, other.manifest.get(key) or None
+            for key, usual in (("band", None), ("filter", "butterworth"), ("notch_hz", None), ("raw", None)):
+                here, there = self.manifest.get(key) or usual, other.manifest.get(key) or usual
                 if here != there:
                     raise ValueError(f"stores differ in {key}: {self.stores[0].path} has {here}, {other.path} has {there}; prepare alike")
 

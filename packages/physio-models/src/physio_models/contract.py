@@ -25,7 +25,9 @@ from physio_models.pooling import pool_levels
 __all__ = ["ANY", "ContractError", "Encoder", "InputContract", "SignalSpec", "normalize"]
 
 ANY = "any"
-"""A contract's word for a unit or band it does not fix."""
+"""A contract's word for a unit, band or filter it does not fix."""
+BUTTERWORTH = "butterworth"
+"""The filter of a band where nothing else is said."""
 
 Band = tuple[float | None, float | None]
 _VOLT = {"v": 1.0, "mv": 1e-3, "uv": 1e-6, "nv": 1e-9}
@@ -53,6 +55,8 @@ class SignalSpec:
     fs: float  # Hz
     n_samples: int  # T
     band: Band | None = None  # pass band in Hz the signal was filtered to, a side None where open; None: unfiltered
+    filter: str = BUTTERWORTH  # which filter made the band, by the name that prepared it
+    notch_hz: float | None = None  # mains frequency that was taken out
     kind: str = ""  # "ecg", "ppg", "eeg"; "" unknown
     polarity: int = 1  # -1: recorded upside down
 
@@ -77,7 +81,9 @@ class InputContract:
     units: tuple[str, ...]  # one per channel; "any" where the normalisation makes it irrelevant
     fs: float  # Hz
     window_s: float
-    band: Band | str | None = None  # pass band in Hz; None: unfiltered; "any": not fixed
+    band: Band | str | None = None  # pass band in Hz; None: unfiltered; "any": neither band nor filter nor notch is fixed
+    filter: str = BUTTERWORTH  # which filter makes the band; "any": not fixed
+    notch_hz: float | None = None  # mains frequency that is taken out
     normalization: str = "instance_minmax"  # applied by the Encoder, once per batch
     fixed: Fixed | None = None  # (offset, scale) in the contract's unit, for normalization "fixed"
     polarity: int = 1
@@ -109,7 +115,17 @@ class InputContract:
         """An input that fits as it is."""
         band = None if self.band == ANY else self.band
         units = tuple("a.u." if unit == ANY else unit for unit in self.units)
-        return SignalSpec(channels=self.channels, units=units, fs=self.fs, n_samples=self.n_samples, band=band, kind=self.kind, polarity=self.polarity)
+        return SignalSpec(
+            channels=self.channels,
+            units=units,
+            fs=self.fs,
+            n_samples=self.n_samples,
+            band=band,
+            filter=BUTTERWORTH if self.filter == ANY else self.filter,
+            notch_hz=self.notch_hz,
+            kind=self.kind,
+            polarity=self.polarity,
+        )
 
     def check(self, spec: SignalSpec) -> Arrangement:
         """How ``spec`` is made to fit. ``ContractError`` names everything that does not fit and the ``prepare.py`` flags that mend it."""
@@ -128,6 +144,13 @@ class InputContract:
         if self.band != ANY and not _same_band(self.band, spec.band):
             problems.append(f"band is {_band_text(spec.band)}, the model needs {_band_text(self.band)}")
             flags.append("--raw" if self.band is None else "--band " + ",".join("" if side is None else f"{side:g}" for side in self.band))
+        if self.band not in (ANY, None) and spec.band is not None and self.filter not in (ANY, spec.filter):
+            problems.append(f"filter is {spec.filter}, the model needs {self.filter}")
+            flags.append(f"--filter {self.filter}")
+        if self.band != ANY and (self.notch_hz or 0) != (spec.notch_hz or 0):
+            have, want = (f"a notch at {hz:g} Hz" if hz else "no notch" for hz in (spec.notch_hz, self.notch_hz))
+            problems.append(f"the input has {have}, the model needs {want}")
+            flags.append(f"--notch-hz {self.notch_hz:g}" if self.notch_hz else "without --notch-hz")
         if problems:
             remedy = f"; prepare the data with: prepare.py ... {' '.join(flags)}" if flags else ""
             raise ContractError("the input does not fit the model: " + "; ".join(problems) + remedy)

@@ -429,8 +429,8 @@ def _readme(contract: InputContract, session: Any, head: Mapping[str, Any] | Non
         if contract.band == "any"
         else "unfiltered"
         if contract.band is None
-        else f"filtered to {contract.band[0] or 0:g}-{contract.band[1] or contract.fs / 2:g} Hz"
-    )
+        else f"filtered to {contract.band[0] or 0:g}-{contract.band[1] or contract.fs / 2:g} Hz ({contract.filter})"
+    ) + (f" without {contract.notch_hz:g} Hz" if contract.notch_hz else "")
     channels = ", ".join(f"{name} ({unit})" for name, unit in zip(contract.channels, contract.units, strict=True))
     given = (
         f"`ids` (batch, tokens) int64 of the vocabulary {contract.vocabulary or 'that the model was trained with'}"

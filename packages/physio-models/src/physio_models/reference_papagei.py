@@ -49,7 +49,16 @@ def papagei_contract(n_channels: int = 1) -> InputContract:
     if n_channels != 1:
         raise ValueError(f"the original has one channel, got {n_channels}; give the contract")
     return InputContract(
-        channels=("PPG",), units=(ANY,), fs=125.0, window_s=10.0, band=BAND_HZ, normalization="lead_zscore", length_free=True, kind="ppg", polarity=1
+        channels=("PPG",),
+        units=(ANY,),
+        fs=125.0,
+        window_s=10.0,
+        band=BAND_HZ,
+        filter=ANY,
+        normalization="lead_zscore",
+        length_free=True,
+        kind="ppg",
+        polarity=1,
     )
 
 
