@@ -157,6 +157,32 @@ def test_bf16_trains_with_finite_gradients_near_fp32(name, model_name):
     assert half == pytest.approx(exact, rel=BF16.get(name, 0.05), abs=0.02)
 
 
+CONDITIONED = [(name, "dit", {"condition": "lead", "lead": lead}) for name in FITS if "dit" in FITS[name] for lead in (0, 2)]
+
+
+@pytest.mark.parametrize(("name", "model_name", "changes"), [*((*pair, {}) for pair in PAIRS), *CONDITIONED])
+def test_what_a_lost_lead_holds_reaches_no_loss(name, model_name, changes):
+    """With every weight moved off its start, so that nothing is hidden behind a gate that is still 0. Which leads are lost does count."""
+    tiny = resolve(MODELS, model_name).preset("tiny")
+    tiny = replace(tiny, n_channels=2 if name == "paired_contrastive" else 3, **({"head_depth": 1} if tiny.input == "tokens" else {}), **changes)
+    net, objective, draw = build_untrained(model_name, tiny, 3), resolve(OBJECTIVES, name)(), torch.Generator().manual_seed(6)
+    torch.manual_seed(5)
+    step = Step(objective.modules(net), 0.6, Streams(0, 0))
+    with torch.no_grad():
+        for parameter in (*net.parameters(), *step.modules.parameters()):
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    net.eval()
+    step.modules.eval()
+    batch = {"signal": torch.randn(8, tiny.n_channels, tiny.n_samples, generator=draw)} | batch_of(tiny)
+    present_BC = torch.ones(8, tiny.n_channels, dtype=torch.bool)
+    present_BC[1, 0] = present_BC[4, -1] = False
+    lost = batch | {"channel_present": present_BC}
+    other = lost | {"signal": batch["signal"].masked_fill(~present_BC[..., None], 50.0)}
+    with torch.no_grad():
+        whole, first, second = (objective(net, items, step).total for items in (batch, lost, other))
+    assert first.isfinite() and torch.equal(first, second) and not torch.equal(first, whole)
+
+
 @pytest.mark.parametrize("model_name", MODELS)
 def test_a_trained_network_comes_back_from_its_state_dict(model_name):
     name = next(objective for objective, model in PAIRS if model == model_name)

@@ -1,10 +1,12 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from physio_models.attention import SelfAttention
 from physio_models.contract import InputContract
 from physio_models.cwt_blocks import FactorisedBlock, layout, mlp
 from physio_models.cwt_mae import CwtMae, CwtMaeConfig, CwtMaePairConfig, CwtMaeShape
@@ -190,6 +192,79 @@ def test_the_encoder_itself_knows_no_order_of_channels():
     model, x = built(cfg).eval(), signal(cfg)
     tokens, turned = (model.encode(part).tokens_BND.unflatten(1, (3, -1)) for part in (x, x[:, [2, 0, 1]]))
     torch.testing.assert_close(turned, tokens[:, [2, 0, 1]])
+
+
+# Positions
+
+
+ROTATED = [name for name, cfg in VARIANTS.items() if cfg.rope]
+
+
+def turns(part: torch.nn.Module, run) -> list:
+    """What turns queries and keys in the attention of a part, as it is handed over."""
+    found, handles = [], []
+    for module in part.modules():
+        if isinstance(module, SelfAttention):
+            handles.append(module.register_forward_pre_hook(lambda _, args, kwargs: found.append((kwargs.get("rotate"), args[0].shape[:2])), with_kwargs=True))
+    run()
+    for handle in handles:
+        handle.remove()
+    return [(turn, shape) for turn, shape in found if turn is not None]
+
+
+def angles(turn, n_items: int, n_tokens: int, width: int) -> np.ndarray:
+    """By how much pair i of a head is turned at each token, as cosine and sine: (B, M, 2, width / 2)."""
+    x = torch.zeros(n_items, 1, n_tokens, width)
+    x[..., : width // 2] = 1.0
+    return turn(x)[:, 0].unflatten(-1, (2, -1)).double().numpy()
+
+
+def by_column(place_M: np.ndarray, n_rows: int, width: int) -> np.ndarray:
+    """The same, by hand: a column's number times 10000 to the power of minus 2 i / width."""
+    angle = (place_M // n_rows)[:, None] * 10_000.0 ** (-np.arange(0, width, 2) / width)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+@pytest.mark.parametrize("name", ROTATED)
+def test_rotary_positions_are_columns_in_encoder_and_decoder(name: str):
+    """Of the kept tokens in the encoder, item by item, of all places in the decoder; a class token is not turned."""
+    cfg = VARIANTS[name]
+    model, mask = built(cfg).eval(), random_places(cfg)
+    n_parts = cfg.n_channels if cfg.attention == "separate" else 1
+    shown_BN = ~mask.reshape(3 * n_parts, -1, cfg.n_places).all(1)
+    kept = visible(~shown_BN).index_BK.numpy()
+    heads = {"encoder": cfg.width // cfg.n_heads, "decoder": cfg.decoder_width // cfg.decoder_heads}
+    parts = {"encoder": model.blocks, "decoder": model.decoder}
+    found = {part: turns(module, lambda: model(signal(cfg), mask)) for part, module in parts.items()}
+    assert len(found["decoder"]) == cfg.decoder_depth
+    assert len(found["encoder"]) == cfg.depth - (cfg.depth // cfg.mamba_every if cfg.mamba_every else 0)
+    for part, calls in found.items():
+        for turn, (n_items, n_tokens) in calls:
+            seen = angles(turn, n_items, n_tokens, heads[part])
+            for item in range(n_items):
+                places = np.arange(cfg.n_places) if part == "decoder" else kept[item * len(kept) // n_items]
+                expected = by_column(places, cfg.n_rows, heads[part])
+                cls = part == "encoder" and cfg.cls_token
+                expected = np.tile(expected, ((n_tokens - cls) // len(places), 1, 1))
+                np.testing.assert_allclose(seen[item, cls:], expected, atol=1e-5)
+                assert not cls or ((seen[item, 0, 0] == 1).all() and (seen[item, 0, 1] == 0).all())
+
+
+@pytest.mark.parametrize("name", ["v3 one channel", "v3 joint", "mamba cls"])
+def test_attention_to_rotated_tokens_knows_how_far_apart_in_time_they_are_and_no_more(name: str):
+    """Of like tokens at all places: rows of one column are alike, and a shift by columns changes nothing; one by places does."""
+    cfg = VARIANTS[name]
+    model = built(cfg).eval()
+    head = cfg.decoder_width // cfg.decoder_heads
+    whole = torch.zeros(3, 1, cfg.n_places, dtype=torch.bool)
+    for part, cls in ((model.blocks, int(cfg.cls_token)), (model.decoder, 0)):
+        turn, (n_items, n_tokens) = turns(part, lambda: model(signal(cfg), whole))[0]
+        same = torch.randn(head, generator=torch.Generator().manual_seed(1)).expand(n_items, 1, n_tokens, -1)
+        turned = turn(same)[0, 0, cls : cls + cfg.n_places].double()
+        columns = (turned @ turned.T).unflatten(0, (-1, cfg.n_rows)).unflatten(2, (-1, cfg.n_rows)).permute(0, 2, 1, 3)
+        torch.testing.assert_close(columns, columns[:, :, :1, :1].expand_as(columns), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(columns[1:, 1:], columns[:-1, :-1], rtol=1e-4, atol=1e-4)
+        assert (columns[0, 0, 0, 0] - columns[0, 1, 0, 0]).abs() > 0.1
 
 
 def test_weights_keep_their_planes_and_load_nowhere_else(tmp_path):

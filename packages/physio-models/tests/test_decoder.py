@@ -167,6 +167,22 @@ def test_the_signal_head_reads_the_tokens_and_not_their_padding():
     assert not torch.allclose(model(x, noised_BCT=signal, level_B=level_B / 2).velocity_BCT, velocity)
 
 
+def test_the_signal_head_reads_neither_noise_past_a_short_tail_nor_a_lost_channel():
+    """The real samples of item 0 are 84, which end within a patch of 8; item 1 is whole."""
+    model, x, draw = built(head_depth=2), ids(2), torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=draw))
+    valid_BT, present_BC = torch.arange(160) < torch.tensor([[84], [160]]), torch.tensor([[True, True, True], [True, False, True]])
+    noised, level_B = torch.randn(2, 3, 160, generator=draw), torch.full((2,), 0.5)
+    real_BCT = valid_BT[:, None] & present_BC[..., None]
+    masks = {"signal_valid_BT": valid_BT, "channel_present_BC": present_BC}
+    first, second = (model(x, noised_BCT=z, level_B=level_B, **masks).velocity_BCT for z in (noised, torch.where(real_BCT, noised, 9.0)))
+    assert torch.equal(first[real_BCT], second[real_BCT])
+    plain = model(x, noised_BCT=noised, level_B=level_B).velocity_BCT
+    assert not torch.allclose(first[0, :, :80], plain[0, :, :80], atol=1e-3) and not torch.allclose(first[1, 0], plain[1, 0], atol=1e-3)
+
+
 def test_the_signal_head_starts_by_saying_zero():
     model = TokenDecoderConfig.preset("tiny", head_depth=2).build()
     assert not model(ids(), noised_BCT=torch.randn(3, 3, 160), level_B=torch.rand(3)).velocity_BCT.any()
@@ -183,7 +199,8 @@ def test_joint_training_adds_the_heads_error_over_real_samples(step):
     assert loss.total.item() == pytest.approx(loss.parts["ce"].item() + 0.5 * loss.parts["flow"].item(), rel=1e-5)
     noise = step.streams.normal("noise", items["index"], (3, 160))
     t_B11 = step.streams.uniform("time", items["index"], (1,))[..., None]
-    velocity = model(items["tokens"], noised_BCT=(1 - t_B11) * noise + t_B11 * items["signal"], level_B=1 - t_B11[:, 0, 0]).velocity_BCT
+    noised = (1 - t_B11) * noise + t_B11 * items["signal"]
+    velocity = model(items["tokens"], noised_BCT=noised, level_B=1 - t_B11[:, 0, 0], signal_valid_BT=items["signal_valid"]).velocity_BCT
     expected = ((velocity - (items["signal"] - noise)).double()[..., :100] ** 2).mean()
     assert loss.parts["flow"].item() == pytest.approx(expected.item(), rel=1e-5)
 

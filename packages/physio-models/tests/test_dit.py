@@ -98,6 +98,51 @@ def test_what_is_withheld_has_no_effect_and_what_is_given_has(condition: str):
     torch.testing.assert_close(first[1], model(x, level_B)[1])
 
 
+# Lost leads
+
+
+def test_a_lost_lead_is_no_problem():
+    """It is 0 whether it is to be generated or given, and a given one that is lost is withheld."""
+    x, present_BC = window(), torch.tensor([[True, True, True], [False, True, True], [True, False, True]])
+    plain = built().problem({"signal": x, "channel_present": present_BC})
+    assert torch.equal(plain.x_BGT, x * present_BC[..., None]) and torch.equal(plain.present_BG, present_BC) and plain.keep_B is None
+    given = built(condition="lead").problem({"signal": x, "channel_present": present_BC})
+    assert torch.equal(given.x_BGT, (x * present_BC[..., None])[:, [0, 2]]) and torch.equal(given.present_BG, present_BC[:, [0, 2]])
+    assert given.keep_B.tolist() == [True, True, False] and not given.given[2].any()
+    assert built(condition="lead").problem({"signal": x}).keep_B is None
+
+
+@pytest.mark.parametrize("objective", [Ddpm(condition_dropout=0.0), RectifiedFlow(condition_dropout=0.0)])
+def test_an_objective_withholds_a_lost_given_lead_and_names_the_lost_ones(objective, step):
+    recorder, present_BC = Recorder(built(condition="lead")), torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
+    objective(recorder, {"signal": window(), "index": torch.arange(3), "channel_present": present_BC}, step)
+    assert recorder.asked[0].keep_B.tolist() == [True, False, True] and torch.equal(recorder.asked[0].present_BG, present_BC[:, [0, 2]])
+
+
+def test_the_noise_of_a_lost_lead_is_not_read():
+    model, x, level_B = built(), window(), torch.full((3,), 0.5)
+    present_BG = torch.tensor([[True, True, True], [True, False, True], [False, False, True]])
+    first, second = (model(z, level_B, present_BG=present_BG) for z in (x, x.masked_fill(~present_BG[..., None], 9.0)))
+    assert torch.equal(first, second) and torch.equal(first, model(x * present_BG[..., None], level_B))
+    assert not torch.allclose(first[1], model(x, level_B)[1])
+
+
+@pytest.mark.parametrize("condition", ["none", "lead"])
+def test_training_and_reading_out_meet_lost_leads_alike(condition: str):
+    """The states after the first block, of a clean window at noise level 0."""
+    model, states = built(condition=condition), []
+    present_BC = torch.tensor([[True, True, True], [True, False, True], [False, True, True]])
+    model.blocks[0].register_forward_hook(lambda _, args, out: states.append(out))
+    encoded = model.encode(window(), channel_present_BC=present_BC)
+    problem = model.problem({"signal": window(), "channel_present": present_BC})
+    model(problem.x_BGT, torch.zeros(3), problem.given, keep_B=problem.keep_B, present_BG=problem.present_BG)
+    assert torch.equal(states[0], states[1]) and torch.equal(states[0], encoded.levels["block1"])
+    if condition == "lead":
+        withheld = window()
+        withheld[1, 1] = model.null.detach().repeat(20)
+        torch.testing.assert_close(encoded.pooled_BD[1], model.encode(withheld).pooled_BD[1])
+
+
 def test_an_unknown_class_is_withheld():
     model, x, level_B = built(condition="class"), window(), torch.full((3,), 0.5)
     torch.testing.assert_close(model(x, level_B, torch.tensor([-1, -1, -1])), model(x, level_B))

@@ -211,6 +211,11 @@ def test_an_absent_channel_reads_as_zeros():
     zeroed[1, 0] = 0
     present_BC = torch.tensor([[True, True], [False, True]])
     torch.testing.assert_close(model.encode(x_BCT, channel_present_BC=present_BC).pooled_BD, model.encode(zeroed).pooled_BD)
+    mask_BT = torch.rand(2, 40) < 0.5
+    trained, expected = model(x_BCT, mask_BT, channel_present_BC=present_BC), model(zeroed, mask_BT)
+    assert torch.equal(trained.pred_BCT, expected.pred_BCT) and torch.equal(trained.target_BCT, zeroed)
+    with pytest.raises(ValueError, match="channel_present_BC"):
+        model(x_BCT, mask_BT, channel_present_BC=present_BC[:1])
 
 
 def test_partial_convolution_with_nothing_hidden_is_the_plain_one():

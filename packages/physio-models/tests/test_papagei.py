@@ -165,6 +165,8 @@ def test_an_absent_channel_reads_as_zeros():
     zeroed = x_BCT.clone()
     zeroed[0, 1] = 0
     torch.testing.assert_close(model.encode(x_BCT, channel_present_BC=present_BC).pooled_BD, model.encode(zeroed).pooled_BD)
+    for trained, expected in zip(model(x_BCT, channel_present_BC=present_BC), model(zeroed), strict=True):
+        assert torch.equal(trained, expected)
     with pytest.raises(ValueError, match="channel_present_BC"):
         model.encode(x_BCT, channel_present_BC=present_BC[:1])
 

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from physio_models.attention import Block, Cache, CrossAttention, Mlp, Rotate, SelfAttention, check_heads, init_linear
 from physio_models.dit import modulated, noise_embedding
 from physio_models.interface import Encoded
-from physio_models.patches import Packed, check_window, from_patches, pack, patch_for, take, to_patches
+from physio_models.patches import Packed, check_window, from_patches, pack, patch_for, patch_valid, real_only, take, to_patches
 from physio_models.rope import rotary_table, rotate
 from physio_models.vit import encoded
 
@@ -126,10 +126,20 @@ class TokenDecoder(nn.Module):
     def level_names(self) -> tuple[str, ...]:
         return tuple(f"block{i}" for i in range(1, self.cfg.depth + 1))
 
-    def forward(self, ids_BN: Tensor, *, valid_BN: Tensor | None = None, noised_BCT: Tensor | None = None, level_B: Tensor | None = None) -> Decoded:
+    def forward(
+        self,
+        ids_BN: Tensor,
+        *,
+        valid_BN: Tensor | None = None,
+        noised_BCT: Tensor | None = None,
+        level_B: Tensor | None = None,
+        signal_valid_BT: Tensor | None = None,
+        channel_present_BC: Tensor | None = None,
+    ) -> Decoded:
         """Logits at every place; ``valid_BN`` False is padding, wherever it stands (its logits mean nothing).
 
-        ``noised_BCT`` and its noise level (B,) ask the signal head for the velocity towards the data, given these tokens.
+        ``noised_BCT`` and its noise level (B,) ask the signal head for the velocity towards the data, given these tokens. Of the noised
+        signal, samples where ``signal_valid_BT`` is False (a short tail) are not looked at, and an absent channel reads as zeros.
         """
         self._check(ids_BN, valid_BN)
         packed = None if valid_BN is None else pack(valid_BN)
@@ -138,7 +148,8 @@ class TokenDecoder(nn.Module):
         if noised_BCT is not None:
             if self.head is None or level_B is None:
                 raise ValueError("noised_BCT needs a signal head (head_depth at least 1) and level_B, its noise level")
-            velocity = self.head(noised_BCT, level_B, hidden_BND, valid_BN)
+            check_window(noised_BCT, self.cfg.n_channels, self.cfg.n_samples)
+            velocity = self.head(real_only(noised_BCT, signal_valid_BT, channel_present_BC), level_B, hidden_BND, valid_BN, signal_valid_BT)
         return Decoded(self._logits(hidden_BND), hidden_BND, velocity)
 
     def encode(self, ids_BN: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Encoded:
@@ -223,12 +234,13 @@ class SignalHead(nn.Module):
         for zero in (*(block.modulation for block in self.blocks), self.modulation, self.out):
             nn.init.zeros_(zero.weight)
 
-    def forward(self, noised_BCT: Tensor, level_B: Tensor, hidden_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
-        check_window(noised_BCT, self.cfg.n_channels, self.cfg.n_samples)
+    def forward(self, noised_BCT: Tensor, level_B: Tensor, hidden_BND: Tensor, valid_BN: Tensor | None, signal_valid_BT: Tensor | None = None) -> Tensor:
+        """``valid_BN`` says which tokens are real, ``signal_valid_BT`` which samples: patches without any are looked at by none."""
+        real_BM = None if signal_valid_BT is None else patch_valid(signal_valid_BT, self.cfg.head_patch_samples)
         time_BD = F.silu(self.time(noise_embedding(level_B * 1000.0, self.cfg.width)))
         x_BMD = self.embed(to_patches(noised_BCT, self.cfg.head_patch_samples)) + self.positions_MD
         for block in self.blocks:
-            x_BMD = block(x_BMD, time_BD, hidden_BND, valid_BN)
+            x_BMD = block(x_BMD, time_BD, hidden_BND, valid_BN, real_BM)
         shift, scale = self.modulation(time_BD)[:, None].chunk(2, dim=-1)
         return from_patches(self.out(modulated(x_BMD, shift, scale)), self.cfg.n_channels)
 
@@ -243,9 +255,9 @@ class HeadBlock(nn.Module):
         self.mlp = Mlp(width, 4 * width)
         self.modulation = nn.Linear(width, 9 * width)
 
-    def forward(self, x_BMD: Tensor, time_BD: Tensor, hidden_BND: Tensor, valid_BN: Tensor | None) -> Tensor:
+    def forward(self, x_BMD: Tensor, time_BD: Tensor, hidden_BND: Tensor, valid_BN: Tensor | None, real_BM: Tensor | None) -> Tensor:
         shifts, scales, gates = self.modulation(time_BD)[:, None].unflatten(-1, (3, 3, -1)).unbind(-3)
-        x_BMD = x_BMD + gates[..., 0, :] * self.attention(modulated(x_BMD, shifts[..., 0, :], scales[..., 0, :]))
+        x_BMD = x_BMD + gates[..., 0, :] * self.attention(modulated(x_BMD, shifts[..., 0, :], scales[..., 0, :]), valid_BN=real_BM)
         x_BMD = x_BMD + gates[..., 1, :] * self.cross(modulated(x_BMD, shifts[..., 1, :], scales[..., 1, :]), hidden_BND, valid_BM=valid_BN)
         return x_BMD + gates[..., 2, :] * self.mlp(modulated(x_BMD, shifts[..., 2, :], scales[..., 2, :]))
 

@@ -101,11 +101,15 @@ class DitConfig:
 
 
 class Problem(NamedTuple):
-    """A batch as a denoiser meets it: what is to be generated (B, G, T) and what is given: (B, E), (B,) classes, (B, 1, T), or nothing."""
+    """A batch as a denoiser meets it: what is to be generated (B, G, T) and what is given: (B, E), (B,) classes, (B, 1, T), or nothing.
+
+    Channels that are absent are 0. ``keep_B`` False withholds a given lead that is itself absent; None: nothing is withheld.
+    """
 
     x_BGT: Tensor
     given: Tensor | None
     present_BG: Tensor | None
+    keep_B: Tensor | None = None
 
 
 class DitBlock(nn.Module):
@@ -156,19 +160,31 @@ class Dit(nn.Module):
         key = next(iter(self.cfg.needs), None)
         if key is not None and key not in batch:
             raise ValueError(f"condition={self.cfg.condition!r} needs {key!r} in the batch, which has {', '.join(batch)}; prepare a store that carries it")
+        x_BCT = real_only(x_BCT, None, present_BC)
         if self.cfg.condition != "lead":
             return Problem(x_BCT, None if key is None else batch[key], present_BC)
-        generated = list(self.cfg.generated)
-        return Problem(x_BCT[:, generated], x_BCT[:, [self.cfg.lead]], None if present_BC is None else present_BC[:, generated])
+        generated, given_B1T = list(self.cfg.generated), x_BCT[:, [self.cfg.lead]]
+        if present_BC is None:
+            return Problem(x_BCT[:, generated], given_B1T, None)
+        return Problem(x_BCT[:, generated], given_B1T, present_BC[:, generated], present_BC[:, self.cfg.lead].bool())
 
     def forward(
-        self, noised_BGT: Tensor, level_B: Tensor, given: Tensor | None = None, *, keep_B: Tensor | None = None, valid_BT: Tensor | None = None
+        self,
+        noised_BGT: Tensor,
+        level_B: Tensor,
+        given: Tensor | None = None,
+        *,
+        keep_B: Tensor | None = None,
+        valid_BT: Tensor | None = None,
+        present_BG: Tensor | None = None,
     ) -> Tensor:
         """The answer (B, G, T) for a noised signal at noise levels (B,) in [0, 1], 0 = clean.
 
         ``given`` is the condition as `problem` returns it, None: withheld; a class of -1 is withheld too. ``keep_B`` False withholds
-        it from an item (guidance without a classifier). Past a short tail nothing is looked at.
+        it from an item (guidance without a classifier). Past a short tail nothing is looked at, and a generated channel that is absent
+        (``present_BG`` False) reads as zeros at every noise level, as in `encode`.
         """
+        noised_BGT = real_only(noised_BGT, None, present_BG)
         condition_BD, levels = self._levels(noised_BGT, level_B, given, keep_B, valid_BT)
         shift, scale = self.modulation(F.silu(condition_BD))[:, None].chunk(2, dim=-1)
         return from_patches(self.head(modulated(levels[-1], shift, scale)), len(self.cfg.generated))
@@ -176,12 +192,14 @@ class Dit(nn.Module):
     def encode(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Encoded:
         """Features of a clean window after every block, `block1` ...: noise level 0, condition withheld (a given lead is read as such).
 
-        Pooled is the mean of the last after its norm, which has no weights. Absent channels read as zeros.
+        Pooled is the mean of the last after its norm, which has no weights. Absent channels read as zeros, an absent given lead as withheld.
         """
         check_window(x_BCT, self.cfg.n_channels, self.cfg.n_samples)
         x_BCT = real_only(x_BCT, valid_BT, channel_present_BC)
-        given = x_BCT[:, [self.cfg.lead]] if self.cfg.condition == "lead" else None
-        _, levels = self._levels(x_BCT[:, list(self.cfg.generated)], x_BCT.new_zeros(x_BCT.shape[0]), given, None, valid_BT)
+        given = keep_B = None
+        if self.cfg.condition == "lead":
+            given, keep_B = x_BCT[:, [self.cfg.lead]], None if channel_present_BC is None else channel_present_BC[:, self.cfg.lead]
+        _, levels = self._levels(x_BCT[:, list(self.cfg.generated)], x_BCT.new_zeros(x_BCT.shape[0]), given, keep_B, valid_BT)
         levels[-1] = F.layer_norm(levels[-1], (self.cfg.width,), eps=1e-6)
         return encoded(levels, None if valid_BT is None else patch_valid(valid_BT, self.cfg.patch_samples))
 

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from physio_models.conv1d import DownBlock, Norm, UpBlock, up_conv
 from physio_models.interface import Encoded, Masked
+from physio_models.patches import real_only
 from physio_models.pooling import pool
 
 MIN_TOKENS = 8  # fewest tokens the deepest level may keep
@@ -120,9 +121,13 @@ class HiMae(nn.Module):
     def level_names(self) -> tuple[str, ...]:
         return tuple(f"L{level}" for level in range(1, self.cfg.depth + 1))
 
-    def forward(self, x_BCT: Tensor, mask_BT: Tensor, *, valid_BT: Tensor | None = None) -> Masked:
-        """Reconstruct what ``mask_BT`` (B, T) or (B, 1, T), True or 1 = hidden, takes away; ``valid_BT`` is False past a short tail."""
+    def forward(self, x_BCT: Tensor, mask_BT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Masked:
+        """Reconstruct what ``mask_BT`` (B, T) or (B, 1, T), True or 1 = hidden, takes away; ``valid_BT`` is False past a short tail.
+
+        A channel that is absent (``channel_present_BC`` False) reads as zeros, in the target too.
+        """
         self._check(x_BCT)
+        x_BCT = real_only(x_BCT, None, channel_present_BC)
         mask_B1T = _as_B1T(mask_BT, x_BCT, "mask_BT").bool()
         levels = self._levels(x_BCT.masked_fill(mask_B1T, 0.0), mask_B1T, valid_BT)
         return Masked(self._decode(levels, x_BCT.shape[-1]), x_BCT, mask_B1T)
@@ -135,11 +140,7 @@ class HiMae(nn.Module):
         normalisation uses and updates its statistics, as in any module.
         """
         self._check(x_BCT)
-        if channel_present_BC is not None:
-            if channel_present_BC.shape != x_BCT.shape[:2]:
-                raise ValueError(f"channel_present_BC must be {tuple(x_BCT.shape[:2])}, got {tuple(channel_present_BC.shape)}")
-            x_BCT = x_BCT.masked_fill(~channel_present_BC.bool()[:, :, None], 0.0)
-        features = self._levels(x_BCT, None, valid_BT)
+        features = self._levels(real_only(x_BCT, None, channel_present_BC), None, valid_BT)
         levels = {name: feature.transpose(1, 2) for name, feature in zip(self.level_names, features, strict=True)}
         deepest = levels[self.level_names[-1]]
         valid_BN = None if valid_BT is None else self.token_valid(valid_BT)[self.level_names[-1]]

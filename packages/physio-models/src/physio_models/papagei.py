@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from physio_models import papagei_fast
 from physio_models.interface import Encoded
+from physio_models.patches import real_only
 from physio_models.pooling import pool
 
 PROJECTION = (256, 128)  # hidden and output width of the projector
@@ -117,10 +118,10 @@ class Papagei(nn.Module):
         """D of ``embedding_BD``."""
         return PROJECTION[1] if self.cfg.projection else self.cfg.n_outputs
 
-    def forward(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None) -> PapageiOut:
-        """Embedding, heads and pooled features; samples where ``valid_BT`` is False (a short tail) take no part."""
+    def forward(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> PapageiOut:
+        """Embedding, heads and pooled features; samples where ``valid_BT`` is False (a short tail) take no part, an absent channel reads as zeros."""
         self._check(x_BCT)
-        *_, last_BCN = self._blocks(x_BCT, valid_BT)
+        *_, last_BCN = self._blocks(real_only(x_BCT, None, channel_present_BC), valid_BT)
         valid_BN = None if valid_BT is None else self._real(valid_BT, self.cfg.n_blocks)
         pooled_BD = pool(last_BCN.transpose(1, 2), "mean", valid_BN)
         ipa_B1 = sqi_B1 = None
@@ -137,10 +138,7 @@ class Papagei(nn.Module):
         out of the mean, and real ones are as if the window ended there. An absent channel reads as zeros.
         """
         self._check(x_BCT)
-        if channel_present_BC is not None:
-            if channel_present_BC.shape != x_BCT.shape[:2]:
-                raise ValueError(f"channel_present_BC must be {tuple(x_BCT.shape[:2])}, got {tuple(channel_present_BC.shape)}")
-            x_BCT = x_BCT.masked_fill(~channel_present_BC.bool()[:, :, None], 0.0)
+        x_BCT = real_only(x_BCT, None, channel_present_BC)
         if valid_BT is None and papagei_fast.applies(self, x_BCT):
             features = papagei_fast.blocks(self, x_BCT)
         else:

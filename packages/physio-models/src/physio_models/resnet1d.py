@@ -98,9 +98,9 @@ class ResNet1d(nn.Module):
         """D of the last stage and of the embedding."""
         return self.cfg.widths[-1]
 
-    def forward(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None) -> Embedded:
-        """The mean over time of the last stage; samples where ``valid_BT`` is False (a short tail) take no part."""
-        *_, last = self.features(x_BCT, valid_BT)
+    def forward(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Embedded:
+        """The mean over time of the last stage; samples where ``valid_BT`` is False (a short tail) take no part, an absent channel reads as zeros."""
+        *_, last = self.features(without_absent(x_BCT, channel_present_BC), valid_BT)
         return Embedded(pool(last.features_BDN.transpose(1, 2), "mean", None if last.real_B1N is None else last.real_B1N[:, 0]))
 
     def encode(self, x_BCT: Tensor, *, valid_BT: Tensor | None = None, channel_present_BC: Tensor | None = None) -> Encoded:

@@ -36,8 +36,10 @@ def test_the_loss_is_the_published_formula(time_on: str, tail: bool):
         for place in range(16):
             if numbers[4][item, channel, place] and numbers[5][item, channel, place]:
                 error = (numbers[0][item, channel, place] - numbers[1][item, channel, place]) ** 2
-                spec += sum(weight * plane.mean() for weight, plane in zip((1.0, 0.5, 0.1), error.reshape(3, 200), strict=True))
-                n_spec += 1
+                length = 210 if valid_BT is None else (210, 87, 140)[item]
+                n_real = min(25, max(0, length - 25 * (place // 2)))  # samples of the patch before the tail
+                spec += sum(weight * plane[:, :n_real].sum() / 8 for weight, plane in zip((1.0, 0.5, 0.1), error.reshape(3, 8, 25), strict=True))
+                n_spec += n_real
         for sample in range(200):
             column = slice(2 * (sample // 25), 2 * (sample // 25) + 2)
             real = numbers[5][item, channel, column.start] and (valid_BT is None or bool(valid_BT[item, sample]))
@@ -63,6 +65,15 @@ def test_visible_patches_and_absent_ones_get_no_gradient():
     assert (out.spec_BCNV.grad.abs().sum(-1) > 0).equal(out.mask_BCN & out.real_BCN)
     whole_columns = (out.mask_BCN & out.real_BCN).unflatten(2, (8, 2)).all(-1)
     assert (out.time_BCT.grad != 0).equal(whole_columns.repeat_interleave(25, 2))
+
+
+def test_the_padding_of_a_half_real_patch_gets_no_gradient():
+    """87 samples are three columns and 12 samples of the fourth."""
+    out = outcome()
+    out = out._replace(spec_BCNV=out.spec_BCNV.requires_grad_(), mask_BCN=torch.ones_like(out.mask_BCN), real_BCN=torch.ones_like(out.real_BCN))
+    DualDomain(consistency_weight=0.5).score(out, CFG, (torch.arange(210) < 87).expand(3, -1)).total.backward()
+    scored = out.spec_BCNV.grad.unflatten(-1, (3, 8, 25)).ne(0).any(3).any(3)
+    assert scored.equal((torch.arange(8)[:, None] * 25 + torch.arange(25) < 87).repeat_interleave(2, 0).expand(3, 2, -1, -1))
 
 
 def test_scales_outside_the_band_weigh_less_and_all_weigh_one_on_average():

@@ -21,21 +21,51 @@ def batch(n: int = 4) -> dict[str, torch.Tensor]:
     return {"signal": torch.randn(n, 3, 200, generator=torch.Generator().manual_seed(1)), "index": torch.arange(n)}
 
 
-@given(st.integers(1, 5), st.integers(4, 40), st.floats(0.05, 0.95), st.integers(0, 1000))
-def test_spans_hide_one_run_of_the_same_length_in_every_stretch(n_spans: int, n: int, ratio: float, seed: int):
-    stretch = n // n_spans
-    length = int(ratio * stretch)
-    noise_BS = torch.rand(3, n_spans, generator=torch.Generator().manual_seed(seed))
-    if length < 1:
-        with pytest.raises(ValueError, match="use fewer spans"):
-            span_mask(noise_BS, n, ratio)
+def runs(row: list[bool]) -> list[int]:
+    """Lengths of the runs of hidden patches."""
+    return [len(run) for run in "".join("x" if hidden else " " for hidden in row).split()]
+
+
+@pytest.mark.parametrize(
+    ("n", "ratio", "n_spans", "n_out", "lowest", "highest"),
+    [
+        (25, 0.6, 4, 15, 0.55, 0.65),
+        (25, 0.75, 4, 18, 0.66, 0.78),
+        (32, 0.6, 4, 19, 0.54, 0.65),
+        (20, 0.6, 4, 12, 0.54, 0.66),
+        (16, 0.6, 4, 9, 0.5, 0.62),
+        (25, 0.3, 4, 7, 0.24, 0.32),
+        (25, 0.6, 2, 15, 0.5, 0.66),
+    ],
+)
+def test_spans_hide_the_asked_share_and_every_patch_nearly_as_often(n: int, ratio: float, n_spans: int, n_out: int, lowest: float, highest: float):
+    """Over 4000 draws, whose rates stand within 0.025 of the chances; the first and last patch as often as the share itself."""
+    mask_BN = span_mask(torch.rand(4000, n, generator=torch.Generator().manual_seed(0)), ratio, n_spans)
+    assert mask_BN.dtype == torch.bool and mask_BN.sum(1).unique().tolist() == [n_out]
+    assert {len(runs(row)) for row in mask_BN.tolist()} == {n_spans}
+    rate_N = mask_BN.double().mean(0)
+    assert lowest < rate_N.min() and rate_N.max() < highest
+    assert rate_N[[0, -1]].tolist() == pytest.approx([n_out / n] * 2, abs=0.025)
+    assert len({tuple(row) for row in mask_BN.tolist()}) > 500
+
+
+def test_one_span_starts_anywhere_with_the_same_chance():
+    mask_BN = span_mask(torch.rand(3000, 10, generator=torch.Generator().manual_seed(1)), 0.8, 1)
+    starts = mask_BN.int().argmax(1)
+    assert torch.bincount(starts, minlength=3).tolist() == pytest.approx([1000] * 3, abs=100)
+    assert all(runs(row) == [8] for row in mask_BN.tolist())
+
+
+@given(st.integers(1, 6), st.integers(2, 40), st.data())
+def test_spans_fit_as_long_as_they_can_be_told_apart(n_spans: int, n: int, data):
+    n_out = data.draw(st.integers(1, n - 1))
+    noise_BN, ratio = torch.rand(5, n, generator=torch.Generator().manual_seed(n)), (n_out + 0.5) / n
+    if n_out < n_spans or n - n_out < n_spans - 1:
+        with pytest.raises(ValueError, match=f"{n_spans} spans need .* use fewer spans"):
+            span_mask(noise_BN, ratio, n_spans)
         return
-    mask_BN, n_out = span_mask(noise_BS, n, ratio)
-    assert n_out == n_spans * length and mask_BN.sum(1).tolist() == [n_out] * 3
-    for row in mask_BN.tolist():
-        for s in range(n_spans):
-            places = [i for i in range(s * stretch, (s + 1) * stretch) if row[i]]
-            assert places == list(range(places[0], places[0] + length))
+    for row in span_mask(noise_BN, ratio, n_spans).tolist():
+        assert len(runs(row)) == n_spans and sum(runs(row)) == n_out
 
 
 @pytest.mark.parametrize("mask", ["spans", "random"])
@@ -70,6 +100,20 @@ def test_the_loss_is_the_distance_to_the_teachers_normed_features_of_hidden_patc
     error_BN = torch.where(size < 1, 0.5 * size**2, size - 0.5).mean(-1)
     scored = hidden_BN & (torch.arange(25) < 19)  # the patch of samples 144 to 151 is half real
     assert objective(model, items, step).total.item() == pytest.approx(error_BN[scored].mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["spans", "random"])
+def test_the_predictor_looks_at_nothing_past_a_short_tail(mask: str, step):
+    """All items end after 12 of 25 patches: whatever the predictor holds of the other places, its answers to the real ones stay."""
+    model, objective = built(), Jepa(mask=mask, **SMALL)
+    step.modules = objective.modules(model)
+    items = batch() | {"valid": (torch.arange(200) < 96).expand(4, -1)}
+    hidden_BN, _ = objective.hide(items["index"], 25, step)
+    assert hidden_BN[:, :12].any(1).all() and hidden_BN[:, 12:].any(1).all()
+    whole, before = objective(model, {**items, "valid": torch.ones(4, 200, dtype=torch.bool)}, step).total, objective(model, items, step).total
+    step.modules["predictor"].positions_ND[12:] += 3 * torch.randn(13, 16, generator=torch.Generator().manual_seed(2))
+    assert torch.equal(objective(model, items, step).total, before)
+    assert not torch.equal(objective(model, {**items, "valid": torch.ones(4, 200, dtype=torch.bool)}, step).total, whole)
 
 
 def test_no_gradient_trains_the_teacher_and_it_follows_the_student(step):

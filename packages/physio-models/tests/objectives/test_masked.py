@@ -6,6 +6,8 @@ from physio_models.himae import HiMaeConfig
 from physio_models.interface import Masked
 from physio_models.masking import part_of
 from physio_models.objectives.masked import MaskedReconstruction, masked_error, masked_mse, standardised_patches
+from physio_models.st_mem import StMemConfig
+from physio_models.vit_mae import MaeVitConfig, MlaeConfig, MtaeConfig
 
 
 def model(**changes) -> torch.nn.Module:
@@ -32,6 +34,44 @@ def test_the_loss_is_the_mean_square_over_what_is_scored(n_channels: int, refere
     square = (out.pred_BCT.double().numpy() - out.target_BCT.double().numpy()) ** 2
     expected = square[mask].mean() * (n_channels if reference else 1)
     assert float(masked_mse(out, loss_on=loss_on, reference=reference)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss_on", ["masked", "all"])
+def test_the_originals_sum_runs_over_the_channels_that_are_present(loss_on: str):
+    """Squares of present channels over hidden samples, each counted once: of an item that has all, of one that lacks one, of one that has none."""
+    out, present_BC = some_masked(2), torch.tensor([[True, True], [False, True], [False, False]])
+    valid_BT = torch.arange(20) < torch.tensor([[20], [11], [20]])
+    total, n = 0.0, 0
+    for item, channels, length in ((0, (0, 1), 20), (1, (1,), 11)):
+        for t in range(length):
+            if loss_on == "all" or out.mask_B1T[item, 0, t]:
+                total += sum(float(out.pred_BCT[item, c, t] - out.target_BCT[item, c, t]) ** 2 for c in channels)
+                n += 1
+    found = masked_error(out, valid_BT=valid_BT, present_BC=present_BC, loss_on=loss_on, reference=True)
+    assert float(found) == pytest.approx(total / n, rel=1e-5)
+
+
+def test_the_originals_sum_counts_lost_channels_out_of_himaes_loss(step):
+    items = batch(n_channels=2) | {"channel_present": torch.tensor([[True, True], [True, True], [True, False], [False, True]])}
+    losses = {flag: MaskedReconstruction(reference=flag)(model(n_channels=2), items, step).total.item() for flag in (True, False)}
+    assert losses[True] == pytest.approx(losses[False] * 6 / 4, rel=1e-5)  # six channels of four items, which hide as many samples each
+
+
+@pytest.mark.parametrize("config", [MaeVitConfig.preset("tiny"), MlaeConfig.preset("tiny"), StMemConfig.preset("tiny")])
+def test_the_originals_sum_is_refused_where_each_lead_is_hidden_on_its_own(config, step):
+    objective, net = MaskedReconstruction(reference=True, mask_ratio=0.5), config.build()
+    with pytest.raises(ValueError, match=r"reference must be False .* hides each lead on its own"):
+        objective.modules(net)
+    with pytest.raises(ValueError, match=r"reference must be False .* use a network that hides all leads together \(himae, ti_mae, mtae\)"):
+        objective(net, batch(n_channels=config.n_channels, n_samples=config.n_samples), step)
+
+
+def test_the_originals_sum_is_that_of_every_network_that_hides_all_leads_together(step):
+    """Three channels: three times the mean."""
+    config = MtaeConfig.preset("tiny")
+    items, net = batch(n_channels=3, n_samples=200), config.build().eval()
+    losses = {flag: MaskedReconstruction(reference=flag)(net, items, step).total.item() for flag in (True, False)}
+    assert MaskedReconstruction(reference=True).modules(net) is not None and losses[True] == pytest.approx(3 * losses[False], rel=1e-5)
 
 
 def test_an_invalid_tail_is_never_scored(step):

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from physio_models.interface import Batch, Loss, Step, unwrap
 from physio_models.objectives.ddpm import real_mse
+from physio_models.patches import real_only
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,8 @@ class Autoregressive:
     """Cross-entropy of the next token where both it and the one before are real; plus ``flow_weight`` times the signal head's error.
 
     The batch carries ``tokens`` (B, N) int64 and, where some are padding, ``valid`` (B, N); without it the model's ``pad_id`` says which.
-    A signal head also needs ``signal`` (B, C, T), whose short tail is ``signal_valid`` (B, T). With a frozen decoder the head alone is trained.
+    A signal head also needs ``signal`` (B, C, T), whose short tail is ``signal_valid`` (B, T) and whose lost channels ``channel_present`` (B, C)
+    names: neither is read or scored. With a frozen decoder the head alone is trained.
     """
 
     flow_weight: float = 1.0
@@ -49,13 +51,14 @@ class Autoregressive:
         if not cfg.head_depth:
             ce = next_token_loss(model(tokens_BN, valid_BN=valid_BN).logits_BNV, tokens_BN, valid_BN)
             return Loss(ce, {"ce": ce.detach()})
-        x_BCT = batch["signal"]
+        real = {"signal_valid_BT": batch.get("signal_valid"), "channel_present_BC": batch.get("channel_present")}
+        x_BCT = real_only(batch["signal"], *real.values())
         noise_BCT = step.streams.normal("noise", batch["index"], tuple(x_BCT.shape[1:])).to(x_BCT.device)
         t_B = step.streams.uniform("time", batch["index"], (1,))[:, 0].to(x_BCT.device)
         noised_BCT = (1 - t_B[:, None, None]) * noise_BCT + t_B[:, None, None] * x_BCT
-        out = model(tokens_BN, valid_BN=valid_BN, noised_BCT=noised_BCT, level_B=1 - t_B)
+        out = model(tokens_BN, valid_BN=valid_BN, noised_BCT=noised_BCT, level_B=1 - t_B, **real)
         ce = next_token_loss(out.logits_BNV, tokens_BN, valid_BN)
-        flow = real_mse(out.velocity_BCT, x_BCT - noise_BCT, batch.get("signal_valid"), batch.get("channel_present"))
+        flow = real_mse(out.velocity_BCT, x_BCT - noise_BCT, *real.values())
         total = self.flow_weight * flow if cfg.freeze_decoder else ce + self.flow_weight * flow
         return Loss(total, {"ce": ce.detach(), "flow": flow.detach()})
 

@@ -145,10 +145,16 @@ def check_embeds(model: nn.Module, objective: str) -> int:
     return n_features
 
 
-def embed(model: nn.Module, x_BCT: Tensor, valid_BT: Tensor | None) -> tuple[Tensor, NamedTuple]:
-    """The network's vectors and all it returned, from one call."""
-    out = model(x_BCT) if valid_BT is None else model(x_BCT, valid_BT=valid_BT)
+def embed(model: nn.Module, x_BCT: Tensor, valid_BT: Tensor | None, present_BC: Tensor | None) -> tuple[Tensor, NamedTuple]:
+    """The network's vectors and all it returned, from one call; a channel that is absent from an item reads as zeros there."""
+    given = {"valid_BT": valid_BT, "channel_present_BC": present_BC}
+    out = model(x_BCT, **{name: mask for name, mask in given.items() if mask is not None})
     return out.embedding_BD, out
+
+
+def twice(mask: Tensor | None) -> Tensor | None:
+    """A mask of the items for two views of them, one view after the other."""
+    return None if mask is None else torch.cat([mask, mask])
 
 
 def untouched(out: Any, used: Tensor) -> Tensor:
@@ -197,13 +203,13 @@ class SimClr:
         return projector(check_embeds(model, "simclr"), self.projector)
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        """``batch["view"]`` (B, C, T), where present, is the second view as it stands, and the signal the first."""
+        """``batch["view"]`` (B, C, T), where present, is the second view as it stands, and the signal the first; absent channels are so in both."""
         x_BCT, valid_BT, index_B = batch["signal"], batch.get("valid"), batch["index"]
         if "view" in batch:
             views = [x_BCT, batch["view"]]
         else:
             views = [view(x_BCT, index_B, f"view{v}", step, self.augment, valid_BT) for v in range(2)]
-        z_VD, out = embed(model, torch.cat(views), None if valid_BT is None else torch.cat([valid_BT, valid_BT]))
+        z_VD, out = embed(model, torch.cat(views), twice(valid_BT), twice(batch.get("channel_present")))
         p_VD = step.modules["projector"](z_VD) if self.projector else z_VD
         loss = nt_xent(p_VD, codes(index_B, p_VD.device).repeat(2), self.temperature) + untouched(out, z_VD)
         return Loss(loss, {"nt_xent": loss.detach()})
@@ -247,7 +253,7 @@ class Cmsc:
         group_V, whole_V = group_B.repeat(2), None
         if "view" in batch:
             x_VCT = torch.cat([x_BCT, batch["view"]])
-            whole_V = None if valid_BT is None else torch.cat([valid_BT, valid_BT])
+            whole_V = twice(valid_BT)
         else:
             half = x_BCT.shape[-1] // 2
             x_VCT = torch.cat([x_BCT[..., :half], x_BCT[..., half : 2 * half]])
@@ -255,7 +261,7 @@ class Cmsc:
                 whole_V = torch.cat([valid_BT[:, :half], valid_BT[:, half : 2 * half]]).bool()
                 group_V = group_V.masked_fill(~whole_V.any(1), UNGROUPED)  # a half past the tail is no segment
                 whole_V = whole_V | ~whole_V.any(1, keepdim=True)
-        z_VD, out = embed(model, x_VCT, whole_V)
+        z_VD, out = embed(model, x_VCT, whole_V, twice(batch.get("channel_present")))
         p_VD = step.modules["projector"](z_VD) if self.projector else z_VD
         loss = nt_xent(p_VD, group_V, self.temperature) + untouched(out, z_VD)
         return Loss(loss, {"nt_xent": loss.detach()})

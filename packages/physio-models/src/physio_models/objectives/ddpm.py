@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from physio_models.diffusion import SCHEDULES, Schedule, kept_signal
+from physio_models.dit import Problem
 from physio_models.interface import Batch, Loss, Step, unwrap
 
 
@@ -38,7 +39,8 @@ class Ddpm:
         noise_BGT = step.streams.normal("noise", index_B, tuple(x_BGT.shape[1:])).to(x_BGT.device)
         abar_B11 = kept_signal(self.schedule, self.n_steps).to(x_BGT.device)[s_B][:, None, None]
         noised_BGT = abar_B11.sqrt().float() * x_BGT + (1 - abar_B11).sqrt().float() * noise_BGT
-        answer_BGT = model(noised_BGT, s_B / self.n_steps, problem.given, keep_B=kept(self.condition_dropout, index_B, step, x_BGT.device), valid_BT=valid_BT)
+        keep_B = kept(self.condition_dropout, problem, index_B, step)
+        answer_BGT = model(noised_BGT, s_B / self.n_steps, problem.given, keep_B=keep_B, valid_BT=valid_BT, present_BG=problem.present_BG)
         mse = real_mse(answer_BGT, noise_BGT, valid_BT, problem.present_BG)
         return Loss(mse, {"mse": mse.detach()})
 
@@ -55,9 +57,10 @@ def check_denoiser(model: nn.Module, objective: str) -> None:
         raise ValueError(f"{objective} trains a network that is told a noise level, {type(net).__name__} is not: choose the model dit")
 
 
-def kept(dropout: float, index_B: Tensor, step: Step, device: torch.device) -> Tensor:
-    """Which items keep their condition: (B,) bool."""
-    return (step.streams.uniform("condition", index_B, (1,))[:, 0] >= dropout).to(device)
+def kept(dropout: float, problem: Problem, index_B: Tensor, step: Step) -> Tensor:
+    """Which items keep their condition: (B,) bool. Those that the draw withholds do not, nor those that have none."""
+    drawn_B = (step.streams.uniform("condition", index_B, (1,))[:, 0] >= dropout).to(problem.x_BGT.device)
+    return drawn_B if problem.keep_B is None else drawn_B & problem.keep_B
 
 
 def real_mse(answer_BCT: Tensor, target_BCT: Tensor, valid_BT: Tensor | None, present_BC: Tensor | None) -> Tensor:

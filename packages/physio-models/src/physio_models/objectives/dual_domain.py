@@ -139,9 +139,9 @@ class DualDomain:
         return mask_BCW | (dropped_BC & (u_B2[:, :1] >= tubelet + asynchronous))[..., None]
 
     def score(self, out: Reconstruction, cfg: CwtMaeShape, valid_BT: Tensor | None = None) -> Loss:
-        """The loss of a reconstruction, in float32. Short tails and absent channels never count."""
+        """The loss of a reconstruction, in float32. Short tails and absent channels never count; a patch that is half real counts half."""
         hidden_BCN = out.mask_BCN & out.real_BCN
-        spec = self._patch_error(out.spec_BCNV, out.spec_target_BCNV, hidden_BCN, cfg)
+        spec = self._patch_error(out.spec_BCNV, out.spec_target_BCNV, hidden_BCN, cfg, valid_BT)
         total, parts = spec, {"spec": spec.detach()}
         if out.time_BCT is None:
             if self.consistency_weight:
@@ -156,21 +156,29 @@ class DualDomain:
             filled_BCT = torch.where(hidden_BCT, out.time_BCT.float(), out.time_target_BCT)
             with torch.autocast(filled_BCT.device.type, enabled=False):
                 again_BCNV = to_spec_patches(scalogram(filled_BCT, cfg, None if valid_BT is None else valid_BT[:, : filled_BCT.shape[-1]]), cfg)
-            consistency = self._patch_error(out.spec_BCNV, again_BCNV, hidden_BCN, cfg)
+            consistency = self._patch_error(out.spec_BCNV, again_BCNV, hidden_BCN, cfg, valid_BT)
             total, parts = total + self.consistency_weight * consistency, parts | {"consistency": consistency.detach()}
         return Loss(total, parts)
 
-    def _patch_error(self, a_BCNV: Tensor, b_BCNV: Tensor, scored_BCN: Tensor, cfg: CwtMaeShape) -> Tensor:
-        """Mean over scored patches of the weighted sum over planes of the mean squared error within a plane."""
+    def _patch_error(self, a_BCNV: Tensor, b_BCNV: Tensor, scored_BCN: Tensor, cfg: CwtMaeShape, valid_BT: Tensor | None) -> Tensor:
+        """Mean over the real samples of scored patches of the squared error, averaged over a plane's scales and summed over weighted planes."""
         n_planes = 1 + cfg.differences
         if len(self.plane_weights) < n_planes:
             raise ValueError(f"plane_weights must name {n_planes} planes, got {self.plane_weights}")
-        error = (a_BCNV.float() - b_BCNV.float()).square().unflatten(-1, (n_planes, cfg.patch_scales, cfg.patch_samples)).mean(-1)
+        error = (a_BCNV.float() - b_BCNV.float()).square().unflatten(-1, (n_planes, cfg.patch_scales, cfg.patch_samples))
+        share_BN = None
+        if valid_BT is not None:
+            real_BNS = valid_BT[:, : cfg.n_columns * cfg.patch_samples].bool().unflatten(1, (cfg.n_columns, -1)).repeat_interleave(cfg.n_rows, 1)
+            error, share_BN = error.masked_fill(~real_BNS[:, None, :, None, None], 0.0), real_BNS.float().mean(-1)
+        error = error.mean(-1)
         if self.scale_band_hz is not None:
             weight_HS = scale_weights(cfg.scale_hz, self.scale_band_hz).view(cfg.n_rows, 1, cfg.patch_scales).to(error.device)
             error = error * weight_HS.repeat(cfg.n_columns, 1, 1)
         planes = torch.tensor(self.plane_weights[:n_planes], device=error.device)
-        return _mean_where((error.mean(-1) * planes).sum(-1), scored_BCN)  # a matrix product would fall to half precision under autocast
+        error_BCN = (error.mean(-1) * planes).sum(-1)  # a matrix product would fall to half precision under autocast
+        if share_BN is None:
+            return _mean_where(error_BCN, scored_BCN)
+        return error_BCN.masked_fill(~scored_BCN, 0.0).sum() / (scored_BCN * share_BN[:, None]).sum().clamp(min=1 / cfg.patch_samples)
 
 
 def scale_weights(scale_hz: tuple[float, ...], band_hz: tuple[float, float]) -> Tensor:

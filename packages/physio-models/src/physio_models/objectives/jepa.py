@@ -26,7 +26,7 @@ class Jepa:
     """Smooth L1 distance between guessed and taught features of hidden patches; the student's encoder is what remains."""
 
     mask_ratio: float = 0.6  # fraction of the patches that is hidden
-    mask: Literal["spans", "random"] = "spans"  # a few runs of patches spread over the window, or scattered patches
+    mask: Literal["spans", "random"] = "spans"  # n_spans runs of patches of any lengths (see `span_mask`), or scattered patches; as many either way
     n_spans: int = 4
     predictor_width: int = 128
     predictor_depth: int = 2
@@ -61,10 +61,10 @@ class Jepa:
         hidden_BN, n_visible = self.hide(batch["index"], unwrap(model).cfg.n_tokens, step)
         hidden_BN = hidden_BN.to(x_BCT.device)
         seen = model(x_BCT, hidden_BN, n_visible=n_visible, **masks)
-        guess_BND = step.modules["predictor"](seen.tokens_BKD, seen.index_BK, hidden_BN, seen.valid_BK)
         teacher = step.modules["teacher"]
         with torch.no_grad(), evaluating(teacher):
-            taught = teacher(x_BCT, **masks)
+            taught = teacher(x_BCT, **masks)  # of all patches in order, so its validity is that of every place
+        guess_BND = step.modules["predictor"](seen.tokens_BKD, seen.index_BK, hidden_BN, taught.valid_BK)
         target_BND = F.layer_norm(taught.tokens_BKD.float(), taught.tokens_BKD.shape[-1:])
         scored_BN = hidden_BN if taught.valid_BK is None else hidden_BN & taught.valid_BK
         distance_BN = F.smooth_l1_loss(guess_BND.float(), target_BND, reduction="none").mean(-1)
@@ -84,30 +84,42 @@ class Jepa:
 
     def hide(self, index_B: Tensor, n: int, step: Step) -> tuple[Tensor, int]:
         """What of each item is hidden, (B, N) bool, and how many patches stay visible, the same for all."""
-        if self.mask == "random":
-            n_out = n_hidden(self.mask_ratio, n)
-            mask_BN = random_mask(step.streams.uniform("jepa", index_B, (n,)), self.mask_ratio)
-        else:
-            mask_BN, n_out = span_mask(step.streams.uniform("jepa", index_B, (self.n_spans,)), n, self.mask_ratio)
+        n_out, noise_BN = n_hidden(self.mask_ratio, n), step.streams.uniform("jepa", index_B, (n,))
         if not 0 < n_out < n:
             raise ValueError(f"mask_ratio={self.mask_ratio} of {n} patches hides {n_out}; leave some visible and hide some, or use shorter patches")
+        mask_BN = random_mask(noise_BN, self.mask_ratio) if self.mask == "random" else span_mask(noise_BN, self.mask_ratio, self.n_spans)
         return mask_BN, n - n_out
 
 
-def span_mask(noise_BS: Tensor, n: int, ratio: float) -> tuple[Tensor, int]:
-    """One run of hidden patches in each of S equal stretches of the window, at a place that the noise draws: (B, N) bool and the number hidden.
+def span_mask(noise_BN: Tensor, ratio: float, n_spans: int) -> Tensor:
+    """Hide ``int(ratio * N)`` patches of each item in S separate runs, none of them empty: (B, N) bool.
 
-    Runs have ``int(ratio * stretch)`` patches. ``ValueError`` where a stretch is too short for a run.
+    The hidden patches are cut into S runs at S - 1 places drawn evenly, and the runs stand in S drawn gaps between the visible ones, of which
+    there is at least one between two runs. The window starts with a run, and ends with one, with the chance that any patch is hidden, so its first
+    and last patch are hidden as often as the others; in between the chance varies little. A single run stands anywhere with the same chance, and
+    therefore covers the middle more often than the ends. ``ValueError`` where there are too few patches to hide, or to keep the runs apart.
     """
-    n_spans = noise_BS.shape[1]
-    length = int(ratio * (n // n_spans))
-    if length < 1:
-        raise ValueError(f"{n_spans} spans in {n} patches leave {n // n_spans} each, of which a ratio of {ratio:g} hides none; use fewer spans")
-    stretch = n // n_spans
-    start_BS = (noise_BS.double() * (stretch - length + 1)).long() + torch.arange(n_spans, device=noise_BS.device) * stretch
-    place_N = torch.arange(n, device=noise_BS.device)
-    inside_BSN = (place_N >= start_BS[..., None]) & (place_N < start_BS[..., None] + length)
-    return inside_BSN.any(1), n_spans * length
+    n = noise_BN.shape[1]
+    n_out = int(n_hidden(ratio, n))
+    if n_out < n_spans or n - n_out < n_spans - 1:
+        need = f"{n_spans} spans need at least {n_spans} hidden and {n_spans - 1} visible patches"
+        raise ValueError(f"{need}, of {n} a ratio of {ratio:g} hides {n_out}; use fewer spans")
+    gap_BG, cut_BC = noise_BN[:, : n - n_out + 1], noise_BN[:, n - n_out + 1 :]
+    if n_spans > 1:  # the two outer gaps are taken before all others, or after them
+        gap_G = torch.arange(gap_BG.shape[1], device=noise_BN.device)
+        outer_G = (gap_G == 0) | (gap_G == n - n_out)
+        gap_BG = torch.where(outer_G, gap_BG + 2.0 * (gap_BG >= n_out / n), gap_BG + 1.0)
+    before_BS = _lowest(gap_BG, n_spans)  # visible patches before each run
+    cut_BS = F.pad(_lowest(cut_BC, n_spans - 1) + 1, (1, 1))
+    cut_BS[:, -1] = n_out
+    start_BS, end_BS = before_BS + cut_BS[:, :-1], before_BS + cut_BS[:, 1:]
+    place_N = torch.arange(n, device=noise_BN.device)
+    return ((place_N >= start_BS[..., None]) & (place_N < end_BS[..., None])).any(1)
+
+
+def _lowest(noise_BN: Tensor, k: int) -> Tensor:
+    """Places of the k lowest numbers of each row, ascending: (B, k)."""
+    return noise_BN.argsort(dim=1, stable=True)[:, :k].sort(dim=1).values
 
 
 class Predictor(nn.Module):
@@ -123,9 +135,9 @@ class Predictor(nn.Module):
         self.widen = nn.Linear(own_width, width)
         init_linear(self)
 
-    def forward(self, seen_BKD: Tensor, index_BK: Tensor, hidden_BN: Tensor, valid_BK: Tensor | None) -> Tensor:
+    def forward(self, seen_BKD: Tensor, index_BK: Tensor, hidden_BN: Tensor, valid_BN: Tensor | None) -> Tensor:
+        """``valid_BN`` says which patches, hidden or not, are real; the others are looked at by none."""
         x_BND = send_home(self.narrow(seen_BKD), index_BK, hidden_BN, self.mask_D) + self.positions_ND
-        valid_BN = None if valid_BK is None else torch.ones_like(hidden_BN).scatter(1, index_BK, valid_BK)
         for block in self.blocks:
             x_BND = block(x_BND, valid_BN=valid_BN)
         return self.widen(self.norm(x_BND))

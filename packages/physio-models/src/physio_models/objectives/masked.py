@@ -1,9 +1,10 @@
 """Masked reconstruction: hide part of the waveform, score what is put there. Shape letters: B items, C channels, T samples, N patches.
 
-A network that masks samples (HiMAE) is called as `model(x_BCT, mask_BT)`. A network with tokens says with `mask_axes` what a mask counts,
-{"time": N}, {"lead": C} or both, lead first, and is called as `model(x_BCT, mask, n_visible=, valid_BT=, channel_present_BC=)`; where it
-can reconstruct a part of what is hidden, its `predicts_part` is True and it also takes `predict=` (a mask like the first) and
-`n_predicted=`. All return `Masked`, whose mask is on samples and True where the reconstruction is to be scored.
+A network that masks samples (HiMAE) is called as `model(x_BCT, mask_BT)`, with `valid_BT=` and `channel_present_BC=` where the batch has them.
+A network with tokens says with `mask_axes` what a mask counts, {"time": N}, {"lead": C} or both, lead first, and is called as
+`model(x_BCT, mask, n_visible=, valid_BT=, channel_present_BC=)`; where it can reconstruct a part of what is hidden, its `predicts_part` is
+True and it also takes `predict=` (a mask like the first) and `n_predicted=`. All return `Masked`, whose mask is on samples and True where the
+reconstruction is to be scored.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class MaskedReconstruction:
     norm_pix: bool = False  # score against patches of mean 0 and variance 1 (He et al., arXiv 2111.06377), each lead's on its own
     predict_fraction: float = 1.0  # of what is hidden that is reconstructed, by networks that can (CrossMAE, arXiv 2401.14391)
     clean_fraction: float = 0.0  # of the items that stay unmasked, so that running statistics know unmasked input
-    reference: bool = False  # True sums over channels as HiMAE's original does, instead of averaging
+    reference: bool = False  # True sums over channels as HiMAE's original does, instead of averaging; for networks that hide all leads together
 
     def __post_init__(self) -> None:
         if isinstance(self.mask_ratio, list):
@@ -65,7 +66,8 @@ class MaskedReconstruction:
             raise ValueError(f"loss_on must be 'masked' with predict_fraction={self.predict_fraction}: the rest is never reconstructed")
 
     def modules(self, model: nn.Module) -> nn.ModuleDict:
-        """This objective owns nothing that learns."""
+        """This objective owns nothing that learns. ``ValueError`` for ``reference=True`` and a network that hides each lead on its own."""
+        self._only_together(unwrap(model))
         return nn.ModuleDict()
 
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
@@ -83,6 +85,7 @@ class MaskedReconstruction:
     def reconstruct(self, model: nn.Module, batch: Batch, step: Step) -> Masked:
         """What the network makes of a batch under this step's masks; it is called once. ``ValueError`` for a network that the fields do not fit."""
         x_BCT, index_B, net = batch["signal"], batch["index"], unwrap(model)
+        self._only_together(net)
         if self.loss_on == "all" and getattr(net, "predicts_part", False):
             raise ValueError("loss_on must be 'masked' for a network whose decoder reconstructs hidden tokens alone")
         axes = getattr(net, "mask_axes", None)
@@ -90,7 +93,8 @@ class MaskedReconstruction:
             self._only_leads("together", "it masks samples of all channels")
             self._only_whole(net)
             mask_BT = self.draw(index_B, x_BCT.shape[-1], step).to(x_BCT.device)
-            return model(x_BCT, mask_BT) if batch.get("valid") is None else model(x_BCT, mask_BT, valid_BT=batch["valid"])
+            given = {"valid_BT": batch.get("valid"), "channel_present_BC": batch.get("channel_present")}
+            return model(x_BCT, mask_BT, **{name: real for name, real in given.items() if real is not None})
         mask, n_visible = self.draw_tokens(index_B, axes, x_BCT.shape[-1], step)
         mask = mask.to(x_BCT.device)
         options = {"n_visible": n_visible, "valid_BT": batch.get("valid"), "channel_present_BC": batch.get("channel_present")}
@@ -169,6 +173,13 @@ class MaskedReconstruction:
         if self.leads not in (None, possible):
             raise ValueError(f"leads must be None or {possible!r} for this network, since {reason}; got {self.leads!r}")
 
+    def _only_together(self, net: nn.Module) -> None:
+        if self.reference and "lead" in (getattr(net, "mask_axes", None) or {}):
+            raise ValueError(
+                f"reference must be False for {type(net).__name__}, which hides each lead on its own: no sample is hidden in all leads at once, "
+                "over which the original would sum; leave it out, or use a network that hides all leads together (himae, ti_mae, mtae)"
+            )
+
     def _only_whole(self, net: nn.Module) -> None:
         if self.predict_fraction < 1 and not getattr(net, "predicts_part", False):
             raise ValueError(f"predict_fraction must be 1 for this network, which reconstructs all tokens at once; got {self.predict_fraction}")
@@ -185,7 +196,7 @@ class MaskedReconstruction:
 def masked_mse(out: Masked, *, valid_BT: Tensor | None = None, loss_on: Literal["masked", "all"] = "masked", reference: bool = False) -> Tensor:
     """sum(mask (pred - x)^2) / (sum(mask) C + 1e-9), a scalar over the whole batch; samples that are not valid never count.
 
-    ``reference=True`` leaves out C, as the original does: with two channels it is the sum of their errors.
+    ``reference=True`` leaves out C, as the original does: with two channels it is the sum of their errors, over those present.
     """
     return masked_error(out, "mse", valid_BT=valid_BT, loss_on=loss_on, reference=reference)
 
@@ -207,7 +218,9 @@ def masked_error(
     if present_BC is not None:
         scored = scored & present_BC[:, :, None].bool()
     error_BCT = ERRORS[error](out.pred_BCT.float() - out.target_BCT.float(), huber_delta).masked_fill(~scored, 0.0)
-    n_channels = 1 if reference or scored.shape[1] != 1 else error_BCT.shape[1]
+    if reference:
+        return error_BCT.sum() / (scored.any(1).sum() + 1e-9)
+    n_channels = 1 if scored.shape[1] != 1 else error_BCT.shape[1]
     return error_BCT.sum() / (scored.sum() * n_channels + 1e-9)
 
 

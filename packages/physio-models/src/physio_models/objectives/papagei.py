@@ -24,6 +24,7 @@ from physio_models.objectives.contrastive import (
     nt_xent,
     projector,
     subjects,
+    twice,
     untouched,
     view,
     widened,
@@ -79,7 +80,7 @@ class PapageiMorphology:
         x_BCT, aux_B3, valid_BT = batch["signal"], batch["aux"], batch.get("valid")
         if aux_B3.shape != (len(x_BCT), 3):
             raise ValueError(f"batch['aux'] must be (windows, 3) = {(len(x_BCT), 3)}, the sVRI, SQI and IPA, got {tuple(aux_B3.shape)}")
-        z_BD, out = embed(model, view(x_BCT, batch["index"], "view0", step, self.augment, valid_BT), valid_BT)
+        z_BD, out = embed(model, view(x_BCT, batch["index"], "view0", step, self.augment, valid_BT), valid_BT, batch.get("channel_present"))
         aux_B3 = aux_B3.to(z_BD.device).float()
         usable_B = self.usable(aux_B3)
         contrast = nt_xent(z_BD, self.bins(aux_B3[:, 0]).masked_fill(~usable_B, UNGROUPED), self.temperature)
@@ -129,7 +130,7 @@ class PatientContrastive:
         x_BCT, valid_BT = batch["signal"], batch.get("valid")
         group_B = codes(subjects(batch, "patient_contrastive"), x_BCT.device)
         views = [view(x_BCT, batch["index"], f"view{v}", step, self.augment, valid_BT) for v in range(2)]
-        z_VD, out = embed(model, torch.cat(views), None if valid_BT is None else torch.cat([valid_BT, valid_BT]))
+        z_VD, out = embed(model, torch.cat(views), twice(valid_BT), twice(batch.get("channel_present")))
         p_VD = step.modules["projector"](z_VD) if self.projector else z_VD
         loss = nt_xent(p_VD, group_B.repeat(2), self.temperature) + untouched(out, z_VD)
         return Loss(loss, {"nt_xent": loss.detach()})

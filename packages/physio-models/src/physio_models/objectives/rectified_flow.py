@@ -34,8 +34,8 @@ class RectifiedFlow:
         noise_BGT, t_B = self.draw(problem.x_BGT, index_B, step)
         t_B11 = t_B[:, None, None]
         noised_BGT = (1 - t_B11) * noise_BGT + t_B11 * problem.x_BGT
-        keep_B = kept(self.condition_dropout, index_B, step, noised_BGT.device)
-        answer_BGT = model(noised_BGT, 1 - t_B, problem.given, keep_B=keep_B, valid_BT=valid_BT)
+        keep_B = kept(self.condition_dropout, problem, index_B, step)
+        answer_BGT = model(noised_BGT, 1 - t_B, problem.given, keep_B=keep_B, valid_BT=valid_BT, present_BG=problem.present_BG)
         mse = real_mse(answer_BGT, problem.x_BGT - noise_BGT, valid_BT, problem.present_BG)
         return Loss(mse, {"mse": mse.detach()})
 

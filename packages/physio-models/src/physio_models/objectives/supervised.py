@@ -53,7 +53,7 @@ class Supervised:
     def __call__(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
         if "label" not in batch:
             raise ValueError("supervised needs batch['label']; use a store with labels, and name the task where it has several")
-        z_BD, out = embed(model, batch["signal"], batch.get("valid"))
+        z_BD, out = embed(model, batch["signal"], batch.get("valid"), batch.get("channel_present"))
         logits_BK = widened(step.modules["head"](z_BD))
         label = batch["label"].to(logits_BK.device)
         if self.kind == "multilabel":
