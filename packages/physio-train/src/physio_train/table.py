@@ -152,7 +152,7 @@ def score(
         found[name]["difference"] = _difference(built[name], built[other], other, said)
     if compared:
         same = len(set(compared.values())) == 1
-        text = next(iter(compared.values())) if same else f"its own ({'; '.join(f'{name}: {other}' for name, other in compared.items())})"
+        text = next(iter(compared.values())) if same else f"its own reference ({'; '.join(f'{name}: {other}' for name, other in compared.items())})"
         said.append(f"difference: {COLUMNS[kind][0]} of the row minus that of {text}, on the same windows and resamples")
     for name, p in zip(compared, holm([_p(built[name], built[other], found[name]["difference"]) for name, other in compared.items()]), strict=True):
         found[name]["p (Holm)"] = Cell(value=float(p)) if np.isfinite(p) else Cell()
