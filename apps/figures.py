@@ -126,7 +126,7 @@ def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Seq
         rows = [row for row in shown.rows if row.cells[lead].value is not None]
         for place, row in enumerate(reversed(rows)):
             cell = row.cells[lead]
-            floor = row.name in ("twin", "handcrafted", "leak", "supervised") or row.name.startswith("twin of ")
+            floor = row.name.partition(" of ")[0] in ("twin", "handcrafted", "leak", "supervised")
             colour = "0.55" if floor else "C0"
             if cell.low is not None and cell.high is not None:
                 ax.plot([cell.low, cell.high], [place, place], color=colour, lw=1.5)

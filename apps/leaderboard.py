@@ -20,15 +20,16 @@ import tyro
 import benchmark
 import console
 import figures
+from claims import FLOORS, best_against_floors, best_of, class_notes, floor_of, is_floor, per_subject_notes
 from console import say
-from physio_train import comparisons, floors, table
+from physio_train import floors, table
 from physio_train import predictions as prediction_files
 from physio_train.predictions import Predictions, align, concatenate, rename, same_windows
 from physio_train.run import write_json
 from physio_train.table import Table
 from questions import heading_of
 
-FLOORS = ("twin", "handcrafted", "leak", "supervised")
+OWN = ("twin", "leak")  # floors that belong to one run: its network's twin, the check of its folds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,45 +67,116 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
 # From runs
 
 
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a run folder stores, and whether its leak check found no subject on both sides."""
+
+    name: str
+    predictions: Predictions
+    task: str
+    kind: str
+    heading: str
+    disjoint: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Runs that answered one question on the same windows: each one's rows, as it names them."""
+
+    task: str
+    kind: str
+    runs: dict[str, Run]
+    rows: dict[str, dict[str, Predictions]]  # by run and row
+
+
 def of_runs(paths: Sequence[Path]) -> dict[str, Table]:
-    """One table a task; a run's own rows carry its name, floors that runs share stand once. Runs that scored other windows get a table of theirs."""
-    names = [path.resolve().name for path in paths]
+    """One table a question; a run's own rows carry its name and are compared with its own twin. Runs that scored other windows get a table of theirs."""
+    runs = [read_run(path) for path in paths]
+    names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise ValueError(f"two runs have one name ({', '.join(sorted({n for n in names if names.count(n) > 1}))}): rename a folder")
-    groups: list[tuple[str, str, str, dict[str, Predictions]]] = []
-    apart: set[str] = set()  # tasks of runs that found subjects disjoint over their folds
-    for path, name in zip(paths, names, strict=True):
-        found, task, kind, heading, disjoint = read_run(path)
-        apart |= {task} if disjoint else set()
-        for row in found.rows:
-            own = row if row in FLOORS else name if row == "pretrained" else f"{name} {row}"
-            lines = rename(found.take(found.row == row), own)
-            place = next((g for g in groups if g[0] == task and g[1] == kind and same_question(g[3], lines)), None)
+    groups: list[Group] = []
+    for run in runs:
+        for row in run.predictions.rows:
+            lines = run.predictions.take(run.predictions.row == row)
+            place = next((g for g in groups if (g.task, g.kind) == (run.task, run.kind) and same_question(g, lines)), None)
             if place is None:
-                groups.append((task, kind, heading, {own: lines}))
-            elif own not in place[3]:
-                place[3][own] = lines
+                groups.append(place := Group(task=run.task, kind=run.kind, runs={}, rows={}))
+            place.runs[run.name] = run
+            place.rows.setdefault(run.name, {})[row] = lines
     tables = {}
-    for task, kind, heading, rows in groups:
-        name = task if task not in tables else f"{task} ({sum(k.startswith(task) for k in tables) + 1})"
-        tables[name] = scored(task, kind, heading, list(rows.values()), {}, "leak" not in rows and task in apart, [])
+    for group in groups:
+        name = group.task if group.task not in tables else f"{group.task} ({sum(k.startswith(group.task) for k in tables) + 1})"
+        tables[name] = of_group(group)
     return tables
 
 
-def read_run(path: Path) -> tuple[Predictions, str, str, str, bool]:
-    """Predictions, task, kind and heading of a run folder, and whether its leak check found no subject on both sides."""
+def of_group(group: Group) -> Table:
+    """The table of some runs: floors that differ between them stand once each, and the heading is that of the run that may have seen most."""
+    named, page = floor_names(group.rows), {}
+    twins: dict[str, set[str]] = {}
+    for run, rows in group.rows.items():
+        for row, lines in rows.items():
+            own = named.get((run, row)) or (run if row == "pretrained" else f"{run} {row}")
+            if own in page and row not in FLOORS:
+                raise ValueError(f"two rows would be called {own!r}: rename the folder of run {run}")
+            page.setdefault(own, rename(lines, own))
+            if row not in OWN:
+                twins.setdefault(own, set()).add(named.get((run, "twin"), ""))
+    reference = {row: min(of) for row, of in twins.items() if len(of) == 1 and min(of)}
+    notes = []
+    if alone := [run for run in group.rows if (run, "twin") not in named]:
+        notes += [f"no twin is stored for {', '.join(alone)}, so no difference"] if len(alone) < len(group.rows) else []
+    headings = {name: run.heading for name, run in group.runs.items()}
+    if len(set(headings.values())) > 1:
+        notes.append(f"headed as the run that may have seen most ({'; '.join(f'{name}: {heading}' for name, heading in headings.items())})")
+    disjoint, leaks = [name for name, run in group.runs.items() if run.disjoint], any(row == "leak" for _, row in named)
+    if disjoint and (leaks or len(disjoint) < len(group.runs)):
+        notes.append(f"leak: subjects are disjoint over the folds of {', '.join(disjoint)}")
+    worst = max(headings.values(), key=floors.HEADINGS.index)
+    return scored(group.task, group.kind, worst, list(page.values()), {}, bool(disjoint) and not leaks, notes, reference=reference)
+
+
+def floor_names(rows: Mapping[str, Mapping[str, Predictions]]) -> dict[tuple[str, str], str]:
+    """What each run's floors are called: NAME where the runs that store it store the same (of twin and leak, which belong to a run, where all do), else
+    `NAME of RUN, RUN`."""
+    named = {}
+    for floor in FLOORS:
+        versions: list[list[str]] = []
+        for run in (run for run in rows if floor in rows[run]):
+            same = next((who for who in versions if same_scores(rows[who[0]][floor], rows[run][floor], floor)), None)
+            versions.append([run]) if same is None else same.append(run)
+        shared = len(versions) == 1 and (floor not in OWN or len(versions[0]) == len(rows))
+        named |= {(run, floor): floor if shared else f"{floor} of {', '.join(who)}" for who in versions for run in who}
+    return named
+
+
+def read_run(path: Path) -> Run:
+    """A run folder: its predictions, and what table.json beside them says."""
     if not (path / "predictions.csv").is_file():
         raise ValueError(f"{path} holds no predictions.csv: give a folder of probe.py, finetune.py or evaluate.py --out")
+    name = path.resolve().name
+    if is_floor(name):
+        raise ValueError(f"{path} has the name of a floor ({', '.join(FLOORS)}): rename the folder")
     found = prediction_files.read(path / "predictions.csv")
     said = json.loads((path / "table.json").read_text(encoding="utf-8")) if (path / "table.json").is_file() else {}
-    kind = said.get("kind") or table.infer_kind(found)
+    kind, heading = said.get("kind") or table.infer_kind(found), said.get("heading", "transductive")
+    if heading not in floors.HEADINGS:
+        raise ValueError(f"{path / 'table.json'} is headed {heading!r}, which is none of {'; '.join(floors.HEADINGS)}: run it again")
     disjoint = any(row["row"] == "leak" and row[table.COLUMNS[kind][0]].get("word") == "disjoint" for row in said.get("rows", ()))
-    return found, said.get("task", "+".join(found.names)), kind, said.get("heading", "transductive"), disjoint
+    return Run(name=name, predictions=found, task=said.get("task", "+".join(found.names)), kind=kind, heading=heading, disjoint=disjoint)
 
 
-def same_question(rows: Mapping[str, Predictions], lines: Predictions) -> bool:
-    other = next(iter(rows.values()))
+def same_question(group: Group, lines: Predictions) -> bool:
+    other = next(iter(next(iter(group.rows.values())).values()))
     return other.names == lines.names and same_windows(align(other, other.rows[0]), align(lines, lines.rows[0]))
+
+
+def same_scores(a: Predictions, b: Predictions, row: str) -> bool:
+    """Whether two runs stored one and the same row of the same windows."""
+    one, two = align(a, row), align(b, row)
+    same = len(one.runs) == len(two.runs) and np.array_equal(one.labels_NK, two.labels_NK, equal_nan=True)
+    return same and all(np.array_equal(x, y, equal_nan=True) for x, y in zip(one.runs, two.runs, strict=True))
 
 
 # From the benchmark
@@ -154,9 +226,16 @@ def source_notes(store, question) -> list[str]:
 
 
 def scored(
-    task: str, kind: str, heading: str, rows: Sequence[Predictions], twins: Mapping[str, Mapping[str, Predictions]], disjoint: bool, notes: Sequence[str]
+    task: str,
+    kind: str,
+    heading: str,
+    rows: Sequence[Predictions],
+    twins: Mapping[str, Mapping[str, Predictions]],
+    disjoint: bool,
+    notes: Sequence[str],
+    reference: str | Mapping[str, str] = "twin",
 ) -> Table:
-    """The table of one question, its floors always in it: a floor that no run stored is an empty row with its reason."""
+    """The table of one question, its floors always in it: a floor that no run stored is an empty row with its reason; `reference` as in `table.score`."""
     settings = {row: dict(by) for row, by in twins.items()}
     strongest = {row: floors.strongest(by, kind=kind, row=row) for row, by in settings.items()}
     if strongest:
@@ -168,105 +247,14 @@ def scored(
     if not parts:
         return table.Table(task=task, kind=kind, heading=heading, counts={}, rows=(), notes=(*notes, "no row could be fitted"))
     there = concatenate(parts)
-    shown = table.score(
-        there, kind=kind, heading=heading, disjoint=disjoint, task=task, notes=[*notes, *per_subject_notes(there, kind), *class_notes(there, kind)]
-    )
-    absent = [name for name in FLOORS if name not in [row.name for row in shown.rows]]
+    said = [*notes, *per_subject_notes(there, kind), *class_notes(there, kind)]
+    shown = table.score(there, kind=kind, heading=heading, reference=reference, disjoint=disjoint, task=task, notes=said)
+    absent = [name for name in FLOORS if name not in [floor_of(row.name) for row in shown.rows]]
     lead = table.COLUMNS[kind][0]
     blank = {c: table.Cell(word="no predictions stored" if c == lead else "") for c in shown.rows[0].cells}
     empty = [table.Row(name=name, n_runs=0, cells=blank) for name in absent]
     more = best_against_floors(shown, there, kind)
     return table.Table(task=task, kind=kind, heading=heading, counts=shown.counts, rows=(*shown.rows, *empty), notes=(*shown.notes, *more))
-
-
-def best_of(shown: Table) -> tuple[str, float] | None:
-    """The best row that is no floor, with its figure."""
-    lead = table.COLUMNS[shown.kind][0]
-    own = [(row.name, row.cells[lead].value) for row in shown.rows if not is_floor(row.name) and row.cells[lead].value is not None]
-    return (min if shown.kind == "regression" else max)(own, key=lambda pair: pair[1]) if own else None
-
-
-def is_floor(name: str) -> bool:
-    return name in FLOORS or name.startswith("twin of ")
-
-
-def best_against_floors(shown: Table, there: Predictions, kind: str) -> list[str]:
-    """Whether the best row is above each floor, by DeLong over subjects where there is one AUROC and one run a row."""
-    best, lead = best_of(shown), table.COLUMNS[shown.kind][0]
-    if best is None:
-        return []
-    notes = []
-    for floor in ("handcrafted", "supervised"):
-        row = next((r for r in shown.rows if r.name == floor and r.cells[lead].value is not None), None)
-        if row is None:
-            continue
-        above = best[1] < row.cells[lead].value if kind == "regression" else best[1] > row.cells[lead].value
-        text = f"best row {best[0]} ({best[1]:.3f}) is {'above' if above else 'not above'} {floor} ({row.cells[lead].value:.3f})"
-        if kind == "binary":
-            text += delong_text(there, best[0], floor)
-        notes.append(text)
-    return notes
-
-
-def delong_text(there: Predictions, a: str, b: str) -> str:
-    one, two = align(there, a), align(there, b)
-    clusters = np.where(one.subject != "", one.subject, one.record)
-    if len(one.runs) != 1 or len(two.runs) != 1 or not same_windows(one, two) or len(np.unique(clusters)) < 10:
-        return ""
-    try:
-        found = comparisons.delong_difference(one.labels_NK[:, 0], one.runs[0][:, 0], two.runs[0][:, 0], clusters)
-    except ValueError:
-        return ""  # fewer than two subjects hold one of the classes
-    return f"; DeLong over {len(np.unique(clusters))} clusters: {found.value:+.3f} [{found.low:+.3f}, {found.high:+.3f}], p = {found.p:.3g}"
-
-
-def per_subject_notes(there: Predictions, kind: str) -> list[str]:
-    """With fewer than ten subjects: each one's own figure, or why it has none."""
-    first = align(there, there.rows[0])
-    who = np.where(first.subject != "", first.subject, first.record)
-    names = np.unique(who)
-    if kind != "binary" or len(names) >= 10:
-        return []
-    notes = []
-    for row in there.rows:
-        a = align(there, row)
-        cells = []
-        for name in names:
-            part = who == name
-            y = a.labels_NK[part, 0]
-            both = len(np.unique(y[np.isfinite(y)])) > 1
-            value = np.mean([table.metrics.auroc(y, run[part, 0]) for run in a.runs]) if both else None
-            cells.append(f"{name} {value:.3f}" if both else f"{name} - (one class only)")
-        notes.append(f"{row}, AUROC per subject: {', '.join(cells)}")
-    return notes
-
-
-def class_notes(there: Predictions, kind: str) -> list[str]:
-    """Every class by itself, twins left out: AUROC and AP against all others, windows; of a multi-class task also sensitivity and precision of its calls."""
-    if kind not in ("multiclass", "multilabel"):
-        return []
-    notes = []
-    for row in (name for name in there.rows if not is_floor(name) or name in ("handcrafted", "supervised")):
-        a = align(there, row)
-        known = np.isfinite(a.labels_NK).all(axis=1) if kind == "multiclass" else np.ones(len(a.labels_NK), dtype=bool)
-        parts = []
-        for k, name in enumerate(there.names):
-            y = a.labels_NK[known, k]
-            n = int(np.nansum(y))
-            if len(np.unique(y[np.isfinite(y)])) < 2:
-                parts.append(f"{name} - (one class only)")
-                continue
-            auroc, ap = (np.mean([figure(y, run[known, k]) for run in a.runs]) for figure in (table.metrics.auroc, table.metrics.average_precision))
-            text = f"{name} (n = {n}) AUROC {auroc:.3f}, AP {ap:.3f}"
-            if kind == "multiclass":
-                called = [np.argmax(run[known], axis=1) == k for run in a.runs]
-                hits = [np.sum(c & (y == 1)) for c in called]
-                sensitivity = np.mean([h / n for h in hits])
-                precision = [h / c.sum() for h, c in zip(hits, called, strict=True) if c.any()]
-                text += f", Se {100 * sensitivity:.1f} %, PPV {f'{100 * np.mean(precision):.1f} %' if precision else '- (never called)'}"
-            parts.append(text)
-        notes.append(f"{row}: {'; '.join(parts)}")
-    return notes
 
 
 # The page

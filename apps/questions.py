@@ -29,10 +29,10 @@ class Question:
     validation: np.ndarray | None = None  # windows (numbers into rows_N) that choose regularisation and threshold; None: inner folds of the training windows
 
 
-def question_of(store: Store | Stores, paths: Sequence[Path | str], rows_N: np.ndarray, read_out: ReadOut) -> Question:
-    """The windows of these rows and their labels under the read-out's task."""
+def question_of(store: Store | Stores, paths: Sequence[Path | str], rows_N: np.ndarray, read_out: ReadOut, *, scored: np.ndarray | None = None) -> Question:
+    """The windows of these rows and their labels under the read-out's task; `scored` as in `records_of`."""
     task = task_of(store, read_out.task)
-    return Question(stores=tuple(map(str, paths)), task=task, rows_N=rows_N, windows=windows_of(store, task, rows_N), read_out=read_out)
+    return Question(stores=tuple(map(str, paths)), task=task, rows_N=rows_N, windows=windows_of(store, task, rows_N, scored=scored), read_out=read_out)
 
 
 def task_of(store: Store | Stores, name: str | None) -> Task:
@@ -46,13 +46,30 @@ def task_of(store: Store | Stores, name: str | None) -> Task:
     return Task(name=name, kind=tasks[name]["kind"], classes=tuple(tasks[name]["classes"]) if tasks[name]["kind"] in ("multiclass", "multilabel") else ())
 
 
-def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:
-    """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones."""
+def windows_of(store: Store | Stores, task: Task, rows_N: np.ndarray, *, scored: np.ndarray | None = None) -> Windows:
+    """Who, where and which label; a store without the task gives unknown labels, a corpus without subjects empty ones; `scored` as in `records_of`."""
     members = store.stores if isinstance(store, Stores) else [store]
     label = np.concatenate([_labels(member, task, members[0].tasks[task.name]) for member in members])
     subject = subjects_of(store)
     start_s = store.index["beat_s" if "beat_s" in store.index else "start_s"]  # a window around a beat is known by the beat's own time
-    return Windows(y=label[rows_N], subject=subject[rows_N], record=store.index["record"][rows_N], start_s=start_s[rows_N])
+    recording = store.index["subject"][rows_N]
+    return Windows(y=label[rows_N], subject=subject[rows_N], record=records_of(store, rows_N, scored=scored), start_s=start_s[rows_N], recording=recording)
+
+
+def records_of(store: Store | Stores, rows_N: np.ndarray, *, scored: np.ndarray | None = None) -> np.ndarray:
+    """Record names of rows, (N,) str. Where the corpus names nobody and recordings among the rows that are `scored` (default: all of these) share a name (the
+    series of an archive's train and test file have one numbering), the name that a recording has in `index["subject"]`: no two windows are then taken for one.
+    """
+    record, own = store.index["record"], store.index["subject"]
+    nameless = subjects_of(store) == ""
+    judged = rows_N if scored is None else scored
+    judged = judged[nameless[judged]]
+    pairs = set(zip(record[judged].tolist(), own[judged].tolist(), strict=True))
+    if len(pairs) == len({name for name, _ in pairs}):
+        return record[rows_N]
+    several = len(pairs) > len({name for _, name in pairs})  # some recordings of one person
+    full = np.array([f"{o}/{r}" if several else o for r, o in zip(record[rows_N].tolist(), own[rows_N].tolist(), strict=True)])
+    return np.where(nameless[rows_N], full, record[rows_N])
 
 
 def heading_of(store: Store | Stores, rows_N: np.ndarray, seen: Sequence[str] | None) -> str:
@@ -97,7 +114,7 @@ def split_question(
         raise ValueError("no window is left on the val side: name another val fold, or none")
     n_fit = len(train) + len(held)
     spec = FoldSpec(seed=0, repeat=0, fold="test", train=np.arange(n_fit), test=np.arange(n_fit, len(rows_N)))
-    question = question_of(store, paths, rows_N, read_out)
+    question = question_of(store, paths, rows_N, read_out, scored=test)
     return (question if validation is None else replace(question, validation=np.arange(len(train), n_fit))), spec
 
 

@@ -135,3 +135,16 @@ def test_macro_f1_and_accuracy_are_scikit_learns():
     weight = np.stack([np.ones(200), np.arange(200.0)])
     expected = oracle.f1_score(y, p, labels=[0, 1, 2, 3], average="macro", sample_weight=weight[1])
     assert np.allclose(metrics.macro_f1(y, p, weight=weight), [metrics.macro_f1(y, p), expected])
+
+
+def test_ectopic_beats_are_counted_as_the_standards_reference_program_counts_them():
+    rng = np.random.default_rng(3)
+    classes = ("Q", "N", "F", "V", "S")
+    y, call = rng.integers(0, 5, 600), rng.integers(0, 5, 600)
+    n = {f"{a}{b.lower()}": np.sum((y == classes.index(a)) & (call == classes.index(b))) for a in "NSVFQ" for b in "NSVFQ"}
+    found = metrics.ectopic_beats(y, call, classes)
+    assert found["VEB"] == pytest.approx((n["Vv"] / sum(n[f"V{b}"] for b in "nsvfq"), n["Vv"] / (n["Vv"] + n["Nv"] + n["Sv"])))
+    assert found["SVEB"] == pytest.approx((n["Ss"] / sum(n[f"S{b}"] for b in "nsvfq"), n["Ss"] / (n["Ss"] + n["Ns"] + n["Vs"] + n["Fs"])))
+    assert np.isnan(metrics.ectopic_beats([1, 1], [1, 1], classes)["VEB"]).all()
+    with pytest.raises(ValueError, match="F, Q is missing"):
+        metrics.ectopic_beats(y, call, ("N", "S", "V"))

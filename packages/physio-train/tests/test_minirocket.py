@@ -57,13 +57,18 @@ def test_dilations_fill_the_series_and_share_out_every_feature(t, n):
     assert count.sum() == each and count.min() >= 1
 
 
-def test_a_bias_is_a_quantile_of_a_training_series():
+def test_every_bias_is_a_quantile_of_a_whole_convolution():
     x, _ = series()
     model = minirocket.fit(x[:1].repeat(2, 0), np.array([0, 1]), ("a", "b"), n_features=84 * 3)  # one series lends all of them
-    dilation, count = int(model.dilation_D[0]), int(model.n_biases_D[0])
-    levels = [(i * (1 + math.sqrt(5)) / 2) % 1 for i in range(1, count + 1)]
-    first = convolution(x[0].tolist(), [2, 2, 2, -1, -1, -1, -1, -1, -1], dilation)
-    assert model.bias_F[:count] == pytest.approx(np.quantile(first, levels), abs=1e-9)
+    kernels = [[2 if i in (a, b, c) else -1 for i in range(9)] for a in range(9) for b in range(a + 1, 9) for c in range(b + 1, 9)]
+    expected, level = [], 0
+    for dilation, count in zip(model.dilation_D.tolist(), model.n_biases_D.tolist(), strict=True):
+        for weights in kernels:
+            whole = convolution(x[0].tolist(), weights, dilation)
+            expected += [np.quantile(whole, (i * (1 + math.sqrt(5)) / 2) % 1) for i in range(level + 1, level + 1 + count)]
+            level += count
+    assert len(model.dilation_D) > 1 and level == 84 * 3
+    assert model.bias_F == pytest.approx(np.array(expected), abs=1e-9)
 
 
 def test_the_ridge_is_scikit_learns_and_a_class_that_training_lacks_is_never_called():

@@ -172,3 +172,11 @@ def test_shared_subjects_leave_the_training_side_and_the_heading_follows_what_wa
 def test_windows_of_unknown_subject_are_kept_together_by_record():
     w = Windows(y=np.zeros(4), subject=np.array(["", "", "s1", "s1"]), record=np.array(["a", "b", "c", "d"]), start_s=np.zeros(4))
     assert w.groups.tolist() == ["a", "b", "s1", "s1"]
+
+
+def test_recordings_that_share_a_record_name_are_not_tied_together():
+    place = {"subject": np.array(["", "", "", "s1"]), "record": np.array(["0", "0", "1", "0"]), "start_s": np.zeros(4)}
+    w = Windows(y=np.zeros(4), recording=np.array(["train-0", "test-0", "train-1", "x"]), **place)
+    assert w.groups.tolist() == ["train-0", "test-0", "train-1", "s1"] and w.take(np.array([1, 3])).groups.tolist() == ["test-0", "s1"]
+    with pytest.raises(ValueError, match="length of y"):
+        Windows(y=np.zeros(4), recording=np.array(["a"]), **place)

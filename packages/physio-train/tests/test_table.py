@@ -163,3 +163,47 @@ def test_labels_with_little_support_are_scored_apart():
     found = table.score(pr.make("a", score, labels=y, subject=WHO, record=WHO), kind="multilabel")
     expected = metrics.auroc(y["common"], score["common"])
     assert any(f"1 of 2 labels with at least 10 windows of each class: a {expected:.3f}" in note for note in found.notes)
+
+
+def three_classes(y, call):
+    """Predictions of N, S and V that call `call` with certainty; of classes 3 and 4 there is no column."""
+    n = len(y)
+    place = {"subject": np.char.mod("s%02d", np.arange(n) // 50), "record": np.char.mod("s%02d", np.arange(n) // 50), "start_s": np.arange(n) * 1.0}
+    labels, scores = ({c: (v == k).astype(float) for k, c in enumerate("NSV")} for v in (y, call))
+    return pr.make("pretrained", scores, labels=labels, **place)
+
+
+@pytest.mark.parametrize("other", [0, 2])
+def test_windows_of_a_class_without_a_column_are_called_neither_right_nor_wrong(other):
+    y = np.random.default_rng(0).choice(5, 1000, p=[0.5, 0.1, 0.2, 0.15, 0.05])
+    wrong = np.arange(1000) % 7 == 0
+    call = np.where(wrong, (y + 1) % 3, np.where(y < 3, y, other))
+    found = table.score(three_classes(y, call), kind="multiclass", task="aami")
+    known = y < 3
+    recall = [np.mean(call[known & (y == k)] == k) for k in range(3)]
+    f1 = [2 * np.sum((y == k) & (call == k)) / (np.sum(y == k) + np.sum(known & (call == k))) for k in range(3)]
+    cells = found.row("pretrained").cells
+    assert cells["accuracy"].value == pytest.approx(np.mean(~wrong[known])) and cells["balanced accuracy"].value == pytest.approx(np.mean(recall))
+    assert cells["macro F1"].value == pytest.approx(np.mean(f1))
+    assert any(note.startswith(f"{int((~known).sum())} windows are of a class that is not scored") for note in found.notes)
+    only_others = table.score(three_classes(np.full(100, 3), np.arange(100) % 3), kind="multiclass")
+    assert only_others.row("pretrained").cells["accuracy"].value is None
+
+
+def test_rows_are_compared_each_with_its_own_reference():
+    rows = pr.concatenate([run("a", 1), run("b", 2), run("twin of a", 0.2), run("twin of b", 1.9), run("c", 1)])
+    found = table.score(rows, reference={"a": "twin of a", "b": "twin of b"})
+    y = run("a", 1).labels["pvc"]
+    own = {name: metrics.auroc(y, run("x", k).scores["pvc"]) for name, k in {"a": 1, "b": 2, "twin of a": 0.2, "twin of b": 1.9}.items()}
+    for name in ("a", "b"):
+        assert found.row(name).cells["difference"].value == pytest.approx(own[name] - own[f"twin of {name}"])
+    assert all(found.row(name).cells["difference"] == table.Cell() for name in ("c", "twin of a", "twin of b"))
+    assert any("(a: twin of a; b: twin of b)" in note for note in found.notes)
+
+
+def test_what_balancing_does_to_brier_and_ece_is_said_where_they_stand():
+    assert any("weigh classes equally" in note for note in table.score(run("a", 1)).notes)
+    logits = run("a", 1)
+    logits.scores["pvc"][:] = 10 * logits.scores["pvc"] - 5
+    found = table.score(logits)
+    assert "Brier" not in found.columns and not any("weigh classes equally" in note for note in found.notes)

@@ -125,6 +125,27 @@ def accuracy(labels_N, predicted_N, *, weight=None):
     return _done(_ratio(w @ (y == p).astype(np.float64), w.sum(axis=1)), one)
 
 
+def ectopic_beats(labels_N, predicted_N, classes: tuple[str, ...]) -> dict[str, tuple[float, float]]:
+    """Sensitivity and positive predictivity of ventricular (VEB) and supraventricular (SVEB) ectopic beats by the rule of ANSI/AAMI EC57.
+
+    Labels and predictions are numbers of `classes`, which must hold N, S, V, F and Q. A fusion (F) or unclassifiable (Q) beat called V is no false positive of
+    VEB, nor is a Q called S one of SVEB (de Chazal et al. 2004, IEEE Trans Biomed Eng 51:1196; PhysioNet's bxb counts so). NaN where there is no such beat,
+    or no call that counts.
+    """
+    absent = [name for name in "NSVFQ" if name not in classes]
+    if absent:
+        raise ValueError(f"classes must hold N, S, V, F and Q, {', '.join(absent)} is missing from {', '.join(classes)}")
+    of = {name: np.asarray(labels_N) == classes.index(name) for name in "NSVFQ"}
+    called = {name: np.asarray(predicted_N) == classes.index(name) for name in "SV"}
+    found = {}
+    for name, letter, against in (("VEB", "V", "NS"), ("SVEB", "S", "NVF")):
+        right = np.sum(of[letter] & called[letter])
+        wrong = sum(np.sum(of[other] & called[letter]) for other in against)
+        n = np.sum(of[letter])
+        found[name] = (float(right / n) if n else float("nan"), float(right / (right + wrong)) if right + wrong else float("nan"))
+    return found
+
+
 def macro_f1(labels_N, predicted_N, *, weight=None):
     """Mean over the classes present among the labels of their F1, as scikit-learn's over those labels; labels and predictions are class numbers."""
     y, p, w, one = _known(labels_N, predicted_N, weight, binary=False)

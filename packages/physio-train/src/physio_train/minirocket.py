@@ -118,15 +118,17 @@ def _kept(y_NT: np.ndarray, kernel: int, place: int, dilation: int) -> np.ndarra
 
 
 def _biases(x_NT: np.ndarray, dilation_D: np.ndarray, n_biases_D: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Quantiles of one random series' convolution each, their levels the multiples of the golden ratio (section 3.1)."""
+    """Quantiles of one random series' convolution each, their levels the multiples of the golden ratio (section 3.1).
+
+    They are of the whole convolution, the zeros about the series included, for every kernel: only shares leave the ends out.
+    """
     level_F = (np.arange(1, len(KERNELS) * n_biases_D.sum() + 1) * GOLDEN) % 1
     out, done = [], 0
-    for place, (dilation, n) in enumerate(zip(dilation_D.tolist(), n_biases_D.tolist(), strict=True)):
+    for dilation, n in zip(dilation_D.tolist(), n_biases_D.tolist(), strict=True):
         lender_P = generator.integers(len(x_NT), size=len(KERNELS))
         rows, at = np.unique(lender_P, return_inverse=True)
         for kernel, y_NT in enumerate(_convolved(x_NT[rows], dilation)):
-            own_T = _kept(y_NT[at[kernel]][None], kernel, place, dilation)[0]
-            out.append(np.quantile(own_T, level_F[done : done + n]))
+            out.append(np.quantile(y_NT[at[kernel]], level_F[done : done + n]))
             done += n
     return np.concatenate(out)
 

@@ -204,7 +204,10 @@ def align(predictions: Predictions, row: str) -> Aligned:
     for key, part in zip(keys, parts, strict=True):
         if (twice := _repeated(part)) is not None:
             where = f"record {str(part.record[twice])!r}, subject {str(part.subject[twice])!r}, start {part.start_s[twice]:g} s"
-            raise ValueError(f"row {row!r}, run (seed, repeat) {key} scores a window twice ({where}): give each run its own seed or repeat")
+            raise ValueError(
+                f"row {row!r}, run (seed, repeat) {key} scores a window twice ({where}): "
+                "give two runs each a seed or repeat of its own, two recordings each a record name of its own"
+            )
         if not same_windows(first, part):
             raise ValueError(f"row {row!r}: run (seed, repeat) {key} scored other windows than {keys[0]}; score every run on the same windows")
     stack = lambda of, part: np.stack([of(part)[name] for name in predictions.names], axis=1)  # noqa: E731

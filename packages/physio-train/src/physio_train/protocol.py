@@ -54,9 +54,11 @@ class Windows:
     subject: np.ndarray  # (N,) str; all empty where the corpus does not tell
     record: np.ndarray  # (N,) str
     start_s: np.ndarray  # (N,) float64
+    recording: np.ndarray | None = None  # (N,) str; a name that no two recordings share, where those of `record` may be; None: they are not
 
     def __post_init__(self) -> None:
-        wrong = {name: len(getattr(self, name)) for name in ("subject", "record", "start_s") if len(getattr(self, name)) != len(self.y)}
+        columns = [name for name in ("subject", "record", "start_s", "recording") if getattr(self, name) is not None]
+        wrong = {name: len(getattr(self, name)) for name in columns if len(getattr(self, name)) != len(self.y)}
         if wrong:
             raise ValueError(f"every column must have the length of y, {len(self.y)}, got {wrong}")
 
@@ -65,13 +67,14 @@ class Windows:
 
     def take(self, rows: np.ndarray) -> Windows:
         """The windows chosen by an index or a boolean mask."""
-        return Windows(y=self.y[rows], subject=self.subject[rows], record=self.record[rows], start_s=self.start_s[rows])
+        recording = None if self.recording is None else self.recording[rows]
+        return Windows(y=self.y[rows], subject=self.subject[rows], record=self.record[rows], start_s=self.start_s[rows], recording=recording)
 
     @property
     def groups(self) -> np.ndarray:
-        """What stays whole in folds and resamples: the subject, or the record of a window whose subject is unknown."""
+        """What stays whole in folds: the subject, or the recording of a window whose subject is unknown."""
         subject = np.asarray(self.subject).astype(str)
-        return np.where(subject != "", subject, np.asarray(self.record).astype(str))
+        return np.where(subject != "", subject, np.asarray(self.record if self.recording is None else self.recording).astype(str))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -112,7 +112,7 @@ def score(
     *,
     kind: str | None = None,
     heading: str = "transductive",
-    reference: str = "twin",
+    reference: str | Mapping[str, str] = "twin",
     settings: Mapping[str, Mapping[str, Predictions]] | None = None,
     disjoint: bool | None = None,
     task: str | None = None,
@@ -123,12 +123,12 @@ def score(
 ) -> Table:
     """Score every row of the predictions.
 
-    Figures are means over a row's runs (seeds, repeats); intervals and the paired `difference` to the `reference` row come from the same resamples of subjects
-    (of records where subjects are unknown); below ten of either there is no interval, and the cell says so. The differences' p-values are Holm's. A row
-    whose scores are missing (NaN) or constant keeps its line, with the reason in its first cell or a note. Windows of unknown
-    label are left out. F1 needs the thresholds that `cross_validate` keeps; read back from a CSV
-    its cell is empty. `settings` gives a row several candidates, {"twin": {"as initialised": predictions, ...}}: each cell then shows the strongest of them.
-    `disjoint=True` adds the leak row, its cells the word `disjoint`. `kind` is inferred from the labels where it is not given.
+    Figures are means over a row's runs (seeds, repeats); intervals and the paired `difference` to the `reference` row come from the same resamples of
+    subjects (of records where subjects are unknown); below ten of either there is no interval, and the cell says so. The differences' p-values are Holm's.
+    Where `reference` maps rows to their own, each is compared with its own and a row that it does not name with none. A row whose scores are missing (NaN) or
+    constant keeps its line, with the reason in its first cell or a note. Windows of unknown label are left out. F1 needs the thresholds that `cross_validate`
+    keeps; read back from a CSV its cell is empty. `settings` gives a row several candidates, {"twin": {"as initialised": predictions, ...}}: each cell then
+    shows the strongest of them. `disjoint=True` adds the leak row, its cells the word `disjoint`. `kind` is inferred from the labels where it is not given.
     """
     if heading not in HEADINGS:
         raise ValueError(f"heading must be one of {'; '.join(HEADINGS)}, got {heading!r}")
@@ -146,12 +146,15 @@ def score(
         raise ValueError("no row can be scored: " + "; ".join(f"{name}: {why}" for name, why in broken.items()))
     first = next(iter(built.values()))
     found = {name: row.cells(said) for name, row in built.items()}
-    compared = [name for name in built if reference in built and name not in (reference, "leak")]
-    for name in compared:
-        found[name]["difference"] = _difference(built[name], built[reference], reference, said)
+    of_row = {name: reference for name in built if name not in (reference, "leak")} if isinstance(reference, str) else dict(reference)
+    compared = {name: other for name, other in of_row.items() if name in built and other in built}
+    for name, other in compared.items():
+        found[name]["difference"] = _difference(built[name], built[other], other, said)
     if compared:
-        said.append(f"difference: {COLUMNS[kind][0]} of the row minus that of {reference}, on the same windows and resamples")
-    for name, p in zip(compared, holm([_p(built[name], built[reference], found[name]["difference"]) for name in compared]), strict=True):
+        same = len(set(compared.values())) == 1
+        text = next(iter(compared.values())) if same else f"its own reference ({'; '.join(f'{name}: {other}' for name, other in compared.items())})"
+        said.append(f"difference: {COLUMNS[kind][0]} of the row minus that of {text}, on the same windows and resamples")
+    for name, p in zip(compared, holm([_p(built[name], built[other], found[name]["difference"]) for name, other in compared.items()]), strict=True):
         found[name]["p (Holm)"] = Cell(value=float(p)) if np.isfinite(p) else Cell()
     lead = COLUMNS[kind][0]
     rows = []
@@ -219,7 +222,7 @@ def _figures(kind: str, min_windows: int) -> dict[str, Callable[[Aligned], float
         "ECE": lambda a: pooled(metrics.ece)(a) if _probabilities(a) else None,
     }
     if kind == "multiclass":
-        called = lambda metric: lambda a: _mean(lambda y, s: metric(np.argmax(y, axis=1), np.argmax(s, axis=1)), a)  # noqa: E731
+        called = lambda metric: lambda a: _of_calls(metric, a)  # noqa: E731
         names = {"balanced accuracy": metrics.balanced_accuracy, "macro F1": metrics.macro_f1, "accuracy": metrics.accuracy}
         return shared | {name: called(metric) for name, metric in names.items()}
     shared |= {"F1": _f1, "sens@spec.9": pooled(metrics.sensitivity_at_specificity)}
@@ -230,6 +233,20 @@ def _figures(kind: str, min_windows: int) -> dict[str, Callable[[Aligned], float
 
 def _mean(figure: Callable[[np.ndarray, np.ndarray], float], a: Aligned) -> float:
     return float(np.mean([figure(a.labels_NK, run) for run in a.runs]))
+
+
+def _of_calls(metric: Callable[[np.ndarray, np.ndarray], float], a: Aligned) -> float | None:
+    """A figure of the calls, the class of the highest score; a window of no class that is scored cannot be called right and is left out."""
+    one_N = _one_class(a)
+    if not one_N.any():
+        return None
+    y_N = np.argmax(a.labels_NK[one_N], axis=1)
+    return float(np.mean([metric(y_N, np.argmax(run[one_N], axis=1)) for run in a.runs]))
+
+
+def _one_class(a: Aligned) -> np.ndarray:
+    """Windows (N,) whose class has a column; a label map may reach only some of the data's classes."""
+    return np.nansum(a.labels_NK, axis=1) == 1
 
 
 def _f1(a: Aligned) -> float | None:
@@ -336,6 +353,13 @@ def _common_notes(first: Aligned, built: Mapping[str, _Built], kind: str) -> lis
         absent = [k for k in range(first.labels_NK.shape[1]) if len(np.unique(first.labels_NK[np.isfinite(first.labels_NK[:, k]), k])) < 2]
         if absent:
             notes.append(f"macro figures leave out {len(absent)} labels with one class only")
+    if kind == "multiclass" and (n_other := int((~_one_class(first)).sum())):
+        notes.append(
+            f"{n_other} windows are of a class that is not scored: accuracy, balanced accuracy and macro F1 leave them out, "
+            "the other figures count them as negatives of every class"
+        )
+    if kind != "regression" and any(_probabilities(row.best) for row in built.values()):
+        notes.append("Brier and ECE of fits that weigh classes equally (the probe's default) measure that weighting too")
     if kind != "regression" and len(first.subject):
         notes.append(f"AP of chance (prevalence): {_prevalence(first):.3f}")
         thin = _thin(first)
