@@ -171,23 +171,36 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
             classifier.train()
     classifier.load_state_dict(step.state.eval_model.state_dict() if kept is None else kept)
     tuned.classifier = classifier.eval()
-    tuned.notes = (UNCHOSEN,) if cfg.keep == "best" and not choosing else ()
+    tuned.notes = () if cfg.keep == "last" else notes_of(task, question.windows.y[held_N])
     if kept is None:
         tuned.threshold_K[:] = 0.5 if task.kind in ("binary", "multilabel") else np.nan
     elif task.kind in ("binary", "multilabel"):
         label_NK = task.columns_of(question.windows.y[held_N])
-        tuned.threshold_K = np.array(
-            [best_threshold(y_N, s_N) if len(np.unique(y_N[y_N >= 0])) > 1 else 0.5 for y_N, s_N in zip(label_NK.T, kept_score.T, strict=True)]
-        )
+        known = [k for k, name in enumerate(task.columns) if name not in one_sided(task, question.windows.y[held_N])]
+        tuned.threshold_K[:] = 0.5
+        tuned.threshold_K[known] = [best_threshold(label_NK[:, k], kept_score[:, k]) for k in known]
     return tuned
 
 
 def can_choose(task: Task, y: np.ndarray) -> bool:
     """Whether validation labels allow the figure that a pass is chosen by: two classes of a label, or a known number."""
-    label_NK = task.columns_of(y)
     if task.kind == "regression":
-        return bool(np.isfinite(label_NK).any())
-    return any(len(np.unique(y_N[y_N >= 0])) > 1 for y_N in label_NK.T)
+        return bool(np.isfinite(np.asarray(y, dtype=np.float64)).any())
+    return len(one_sided(task, y)) < len(task.columns)
+
+
+def one_sided(task: Task, y: np.ndarray) -> list[str]:
+    """The columns of a task with classes of which these labels are all alike, or none is known."""
+    return [name for name, y_N in zip(task.columns, task.columns_of(y).T, strict=True) if len(np.unique(y_N[np.isfinite(y_N)])) < 2]
+
+
+def notes_of(task: Task, y: np.ndarray) -> tuple[str, ...]:
+    """What a reader must know of a model that these validation labels chose."""
+    if not can_choose(task, y):
+        return (UNCHOSEN,)
+    if task.kind != "multilabel" or not (alike := one_sided(task, y)):
+        return ()
+    return (f"the threshold is 0.5 for {', '.join(alike)}, of which the validation side has one class",)
 
 
 def labelled_of(question: Question) -> np.ndarray:
@@ -207,7 +220,7 @@ def joined(seen: Mapping[str, Any] | None, fitted: Mapping[str, Any] | None) -> 
     """What either saw; None where one of them is unknown."""
     if seen is None or fitted is None:
         return None
-    return {"stores": list(dict.fromkeys([*seen["stores"], *fitted["stores"]])), "subjects": sorted({*seen["subjects"], *fitted["subjects"]})}
+    return dict(seen) | {"stores": list(dict.fromkeys([*seen["stores"], *fitted["stores"]])), "subjects": sorted({*seen["subjects"], *fitted["subjects"]})}
 
 
 def labels_of(store: Store | Stores, name: str) -> tuple[str, ...]:

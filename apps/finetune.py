@@ -7,6 +7,7 @@ uv run apps/finetune.py --ckpt runs/a --data stores/ptbxl --use train=1-5,val=6,
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ import console
 import probe
 import rows
 from console import say
-from downstream import UNCHOSEN, TuneConfig, can_choose, save_tuned
+from downstream import TuneConfig, save_tuned
+from downstream import notes_of as tuning_notes
 from encoders import Origin
 from physio_models import MODELS, resolve
 from physio_models.contract import Encoder
@@ -101,10 +103,10 @@ def notes_of(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         if job.tuned is None or job.tuned.keep == "last":
             continue
-        n = sum(not can_choose(job.question.task, job.question.windows.y[validation_of(job, spec)]) for spec in job.specs)
-        if n:
+        found = Counter(note for spec in job.specs for note in tuning_notes(job.question.task, job.question.windows.y[validation_of(job, spec)]))
+        for note, n in found.items():
             where = "" if len(job.specs) == 1 else f"in {n} of {len(job.specs)} folds "
-            notes.append(f"{job.row}: {where}{UNCHOSEN}")
+            notes.append(f"{job.row}: {where}{note}")
     return notes
 
 

@@ -260,3 +260,29 @@ def test_rows_without_a_validation_side_are_told_in_the_table(store):
     assert set(y[held]) == {0, 1} and not set(who[held]) & set(who[np.setdiff1d(both.train, held)])
     part = replace(job, question=replace(question, validation=held))
     assert np.array_equal(finetune.validation_of(part, both), held)
+
+
+def test_a_label_that_validation_has_one_class_of_gets_a_threshold_of_one_half_and_a_note():
+    task = downstream.Task(name="findings", kind="multilabel", classes=("a", "b", "c"))
+    y = np.array([[0, 0, -1], [1, 0, -1], [-1, 0, 1]])
+    assert downstream.can_choose(task, y) and downstream.one_sided(task, y) == ["b", "c"]
+    assert downstream.notes_of(task, y) == ("the threshold is 0.5 for b, c, of which the validation side has one class",)
+    assert downstream.notes_of(task, y[:1]) == (downstream.UNCHOSEN,) == downstream.notes_of(task, y[:0])
+    number = downstream.Task(name="age", kind="regression")
+    assert downstream.can_choose(number, np.array([np.nan, 3.0])) and not downstream.can_choose(number, np.array([np.nan]))
+    beats = downstream.Task(name="beats", kind="multiclass", classes=("N", "S", "V"))
+    assert downstream.notes_of(beats, np.array([0, 2, -1])) == () and downstream.notes_of(beats, np.array([1, 1])) == (downstream.UNCHOSEN,)
+
+
+def test_thresholds_of_several_labels_are_those_of_validation_where_it_can_choose(store):
+    question = asked(store)
+    y = np.stack([question.windows.y, (np.arange(len(question.windows)) < 10).astype(int)], axis=1)
+    task = downstream.Task(name="pvc", kind="multilabel", classes=("pvc", "early"))
+    many = replace(question, task=task, windows=replace(question.windows, y=y))
+    held = np.arange(40, 72)
+    tuned = tune(store, many, np.arange(40), held)
+    score = downstream.predict(tuned, store, question.rows_N[held])[:, 0]
+    f1 = [2 * (y[held, 0] * (score >= t)).sum() / (y[held, 0].sum() + (score >= t).sum()) for t in score]
+    assert tuned.threshold_K[1] == 0.5 and tuned.notes[0].startswith("the threshold is 0.5 for early")
+    at = 2 * (y[held, 0] * (score >= tuned.threshold_K[0] - 1e-9)).sum() / (y[held, 0].sum() + (score >= tuned.threshold_K[0] - 1e-9).sum())
+    assert at == pytest.approx(max(f1))
