@@ -26,8 +26,8 @@ from physio_models.diffusion import Predict, Solver, kept_signal, sample_ddim, s
 from physio_models.objectives.ddpm import Ddpm
 from physio_models.objectives.rectified_flow import RectifiedFlow
 from physio_models.pretrained import from_pretrained
-from physio_train import floors
 from physio_train.imputation import linear
+from questions import heading_of, subjects_of
 
 Kind = Literal["masked", "denoiser", "tokens"]
 SECONDS_MUST = "its tokens run through one lead after the other, so what follows in the line is another lead and no later time"
@@ -358,18 +358,20 @@ class Scored(NamedTuple):
 
     x_NCT: np.ndarray
     rows_N: np.ndarray
-    subject_N: np.ndarray
+    who_N: np.ndarray  # the subject of each, or the recording where a corpus names nobody
+    clusters: str  # what these are: subjects, records, or both
     heading: str
     notes: list[str]
 
 
 def scored_windows(network: Network, store: Store | Stores, use: str, most: int | None) -> Scored:
-    """The whole windows of the folds ``use``, joined by +, at most ``most``; inductive where pretraining saw none of their subjects."""
+    """The whole windows of the folds ``use``, joined by +, at most ``most``, under the heading of `questions.heading_of`."""
     rows_N, notes = whole_windows(store, compose.rows_of(store, tuple(use.split("+"))), most)
     x_NCT = np.concatenate([physical(network.encoder, store, rows_N[i : i + 1024]) for i in range(0, len(rows_N), 1024)])
-    subject_N = subjects(store, rows_N)
-    heading = floors.heading(subject_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
-    return Scored(x_NCT, rows_N, subject_N, heading, notes)
+    named_N = subjects_of(store)[rows_N] != ""
+    clusters = "subjects" if named_N.all() else "subjects and records" if named_N.any() else "records"
+    heading = heading_of(store, rows_N, None if network.encoder.seen is None else network.encoder.seen["subjects"])
+    return Scored(x_NCT, rows_N, subjects(store, rows_N), clusters, heading, notes)
 
 
 def whole_windows(store: Store | Stores, rows_N: np.ndarray, most: int | None) -> tuple[np.ndarray, list[str]]:
@@ -389,6 +391,6 @@ def whole_windows(store: Store | Stores, rows_N: np.ndarray, most: int | None) -
 
 
 def subjects(store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
-    """Who each window is from: the subject, or the record where that is unknown."""
+    """Who each window is from: the subject, or the recording where that is unknown."""
     subject_N, record_N = (np.asarray(store.at(name, rows_N)).astype(str) for name in ("subject", "record"))
     return np.where(subject_N != "", subject_N, record_N)

@@ -32,7 +32,7 @@ from physio_train.predictions import Predictions, concatenate, make
 from physio_train.protocol import Task, Windows
 from physio_train.run import write_json
 from physio_train.table import Table
-from questions import heading_of, subjects_of, task_of, windows_of
+from questions import subjects_of, task_of, windows_of
 
 SUBCOMMANDS = {
     "imputation": "imputation:main",
@@ -71,8 +71,8 @@ class Evaluate:
     """Of a task of several classes: also the accuracy of this class against all others."""
     together: bool = False
     """Of several --ckpt: also a row of their mean score."""
-    row: str = "pretrained"
-    """The row's name in predictions.csv."""
+    row: str = ""
+    """The row's name in predictions.csv. Default: pretrained; untrained or from scratch where the encoder came as initialised."""
     predictions: Path | None = None
     """Write every scored window here, as CSV."""
     out: Path | None = None
@@ -89,24 +89,31 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         raise ValueError("--together is the mean score of several models: give their folders with --ckpt A B ...")
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
     spec = named(compose.spec_of(store), app.lead or {})
-    parts, headings, notes = [], [], [f"channel {name} of the store taken for {channel}" for channel, name in (app.lead or {}).items()]
+    parts, headings, names, notes = [], [], [], [f"channel {name} of the store taken for {channel}" for channel, name in (app.lead or {}).items()]
     for seed, path in enumerate(app.ckpt):
         saved = downstream.load(path, reference=app.reference, probe=app.probe, spec=spec)
         saved.contract.check(spec)
         part, task, said = scored(app, saved, store, rows_N, spec)
         parts.append(replace(part, seed=np.full(len(part), seed)))
-        notes += [note for note in said if note not in notes]
-        headings.append(heading_of(store, rows_N, None if saved.seen is None else saved.seen["subjects"]))
+        heading, known = downstream.known_of(saved, store, rows_N)
+        notes += [note for note in (*said, *known) if note not in notes]
+        headings.append(heading)
+        names.append(app.row or saved.row)
+    if len(set(names)) > 1:
+        raise ValueError(
+            f"--ckpt names models that are {' and '.join(dict.fromkeys(names))}, which are no seeds of one row: score them one by one, or give --row"
+        )
+    row = names[0]
     predicted = concatenate(parts)
     if app.together:
-        predicted = concatenate([predicted, mean_of(parts, f"{app.row}, {len(parts)} together")])
+        predicted = concatenate([predicted, mean_of(parts, f"{row}, {len(parts)} together")])
     worst = max(headings, key=floors.HEADINGS.index)  # what one of them saw is seen
     shown = judged(predicted, task, worst, notes)
     print(shown.plain(), flush=True)
     calls = {name: called(predicted, name, app.against) for name in predicted.rows} if task.kind == "multiclass" and labelled(predicted) else {}
     for name, figures in calls.items():
         say(f"{name}: " + "; ".join(f"{figure} {text_of(values)}" for figure, values in figures.items()))
-    first = predicted.take((predicted.row == app.row) & (predicted.seed == 0))
+    first = predicted.take((predicted.row == row) & (predicted.seed == 0))
     groups = {name: subgroups(first, task, store, rows_N, name) for name in app.by}
     for name, parts in groups.items():
         say(f"by {name}: " + "; ".join(f"{value} {text}" for value, text in parts.items()))
@@ -172,16 +179,23 @@ def named(spec: SignalSpec, leads: Mapping[str, str]) -> SignalSpec:
 def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray, spec: SignalSpec) -> tuple[Predictions, Task, list[str]]:
     """The predictions of all rows under the store's task, where it has it."""
     name = app.task or saved.task.name
-    notes = []
-    score_NK, classes = downstream.predict(saved, store, rows_N, spec), saved.task.columns
+    notes, label_map = [], None if app.label_map is None else LabelMap.read(app.label_map)
     if name in store.tasks:
         task = task_of(store, name)
     elif app.task is not None:
         raise ValueError(f"task {name!r} is not in the store; it has {', '.join(store.tasks) or 'none'}")
     else:
         task, notes = saved.task, [f"the store has no task {name!r}: scores only"]
-    if app.label_map is not None:
-        mapped = LabelMap.read(app.label_map).scores(score_NK, classes, task.columns, unmapped=app.unmapped)
+    words = two_classes(label_map, saved, task)
+    if words is not None:
+        notes.append(f"label map {label_map.name}: " + ", ".join(f"{own} is {theirs}" for own, theirs in zip(saved.labels, words, strict=True)))
+        label_map = None
+    if label_map is None and name in store.tasks:
+        saved, said = downstream.facing(saved, store, task, words)
+        notes += said
+    score_NK, classes = downstream.predict(saved, store, rows_N, spec), saved.task.columns
+    if label_map is not None:
+        mapped = label_map.scores(score_NK, classes, task.columns, unmapped=app.unmapped)
         score_NK, classes = mapped.scores_NK, mapped.columns
         notes += mapped.notes
     elif task.kind != saved.task.kind or (task.columns != saved.task.columns and task.kind != "binary"):
@@ -195,10 +209,10 @@ def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N
     label_NK = task.columns_of(windows.y)
     place = {"subject": windows.subject, "record": windows.record, "start_s": windows.start_s, "fold": store.index["fold"][rows_N]}
     known = {c: k for k, c in enumerate(task.columns)}
-    thresholds = {c: saved.threshold_K[k] for k, c in enumerate(classes)} if app.label_map is None and np.isfinite(saved.threshold_K).all() else None
+    thresholds = {c: saved.threshold_K[k] for k, c in enumerate(classes)} if label_map is None and np.isfinite(saved.threshold_K).all() else None
     return (
         make(
-            app.row,
+            app.row or saved.row,
             {c: score_NK[:, k] for k, c in enumerate(classes)},
             labels={c: label_NK[:, known[c]] for c in classes if c in known},
             thresholds=thresholds,
@@ -207,6 +221,13 @@ def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N
         task,
         notes,
     )
+
+
+def two_classes(label_map: LabelMap | None, saved: downstream.Saved, task: Task) -> tuple[str, ...] | None:
+    """The two classes of a binary model in the words of a label map that names both; None for any other model, task or map."""
+    if label_map is None or task.kind != "binary" or saved.task.kind != "binary" or not saved.labels or not set(saved.labels) <= label_map.target_of.keys():
+        return None
+    return tuple(label_map.target_of[label] for label in saved.labels)
 
 
 def blank_windows(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Windows:

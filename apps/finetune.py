@@ -7,6 +7,7 @@ uv run apps/finetune.py --ckpt runs/a --data stores/ptbxl --use train=1-5,val=6,
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,10 +21,12 @@ import probe
 import rows
 from console import say
 from downstream import TuneConfig, save_tuned
+from downstream import notes_of as tuning_notes
 from encoders import Origin
 from physio_models import MODELS, resolve
 from physio_models.contract import Encoder
 from physio_train import predictions as prediction_files
+from physio_train.few_shot import labelled_subjects, validation_part
 from physio_train.folds import FoldSpec
 from physio_train.run import write_json
 from questions import Question
@@ -34,7 +37,7 @@ SCRATCH = "resnet1d"  # row of MODELS that is trained from labels alone
 
 @dataclass(frozen=True, kw_only=True)
 class Finetune(probe.Probe):
-    """Fine-tuning of the whole encoder. The epoch and the thresholds are chosen on a validation fold, or on a fifth of the training subjects."""
+    """Fine-tuning of the whole encoder. Epoch and thresholds are chosen on a validation fold, or on a fifth of the training subjects with two classes in it."""
 
     tune: tyro.conf.OmitArgPrefixes[TuneConfig] = TuneConfig()  # noqa: RUF009 - frozen
     fractions: tuple[float, ...] = (1.0,)
@@ -62,8 +65,9 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if app.out is not None:
         probe.claim(app.out, app, cfg, store)
     jobs = jobs_of(app, tune, protocol.question, protocol.specs, origin, store)
+    notes = (*protocol.notes, *notes_of(jobs))
     jobs += rows.floor_jobs(protocol.question, cfg, replace(encoder.contract, fingerprint=()), protocol.specs, store)
-    result = rows.judged(protocol.question, jobs, protocol.specs, heading=protocol.heading, n_processes=app.jobs, notes=protocol.notes)
+    result = rows.judged(protocol.question, jobs, protocol.specs, heading=protocol.heading, n_processes=app.jobs, notes=notes)
     rows.show(result)
     for path in (app.predictions, None if app.out is None else app.out / "predictions.csv"):
         if path is not None:
@@ -91,6 +95,32 @@ def jobs_of(app: Finetune, tune: TuneConfig, question: Question, specs: Sequence
     return jobs
 
 
+def notes_of(jobs: Sequence[Job]) -> list[str]:
+    """Which rows have fewer labels than the floors beside them, and which fine-tuned ones had no validation side to choose a pass by."""
+    notes = []
+    if any(job.fraction < 1 for job in jobs):
+        notes.append("twin, handcrafted and leak read the labels of all training subjects, also beside rows with a share of them (%)")
+    for job in jobs:
+        if job.tuned is None or job.tuned.keep == "last":
+            continue
+        found = Counter(note for spec in job.specs for note in tuning_notes(job.question.task, job.question.windows.y[validation_of(job, spec)]))
+        for note, n in found.items():
+            where = "" if len(job.specs) == 1 else f"in {n} of {len(job.specs)} folds "
+            notes.append(f"{job.row}: {where}{note}")
+    return notes
+
+
+def validation_of(job: Job, spec: FoldSpec) -> np.ndarray:
+    """The windows that choose a fine-tuned row's pass in a fold, as `rows.work` takes them."""
+    question, windows = job.question, job.question.windows
+    if question.validation is not None:
+        return question.validation
+    train = spec.train
+    if job.fraction < 1:
+        train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=question.task.kind, seed=job.seed + spec.repeat)]
+    return train[validation_part(windows.groups[train], windows.y[train], seed=job.seed)]
+
+
 def scratch_origin(store, size: str, seed: int = 0) -> Origin:
     """The network trained from labels alone: `SCRATCH`, as initialised, on z-scored windows."""
     return Origin(cfg=compose.fit_model_to(probe.plain_config(resolve(MODELS, SCRATCH).preset(size), "lead_zscore"), store), seed=seed)
@@ -106,6 +136,8 @@ def keep(out: Path, tune: TuneConfig, protocol: probe.Protocol, encoder: Encoder
     temporary = out / ".encoder"
     shutil.rmtree(temporary, ignore_errors=True)
     save_tuned(temporary, final.probe.tuned)
+    for note in final.probe.tuned.notes:
+        say(f"{out}: {note}")
     for file in temporary.iterdir():
         file.replace(out / file.name)
     temporary.rmdir()

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     network.encoder.contract.check(compose.spec_of(store))
     unit = continuation.unit_of_mask(network)
     horizon = horizon_of(app.ratio, store.n_samples, unit)
-    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
+    x_NCT, rows_N, who_N, clusters, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     name = app.row or network.encoder.name
     said, accuracy, more = forecasts(network, x_NCT, horizon, rows_N, app.sampling)
     context, truth = x_NCT[:, :, :-horizon], x_NCT[:, :, -horizon:]
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     own, theirs = values[name]["MAE"].mean(), values[best]["MAE"].mean()
     if not own < theirs:
         notes.append(f"{name} does not beat {best}: MAE {own:.4g} against {theirs:.4g}")
-    card = scorecard.score(values, subject_N, title=title, reference=best, notes=notes)
+    card = scorecard.score(values, who_N, clusters=clusters, title=title, reference=best, notes=notes)
     print(card.plain(), flush=True)
     summary = {"windows": len(rows_N), "horizon_s": horizon / store.fs, "MAE": card.rows[name]["MAE"].value, "best_baseline": best}
     summary |= {"best_baseline_MAE": card.rows[best]["MAE"].value, "heading": heading}

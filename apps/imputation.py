@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         raise ValueError("a token decoder knows what came before a gap alone: forecast.py asks it; imputation takes masked networks and denoisers")
     network.encoder.contract.check(compose.spec_of(store))
     unit = continuation.unit_of_mask(network)
-    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
+    x_NCT, rows_N, who_N, clusters, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     if x_NCT.shape[2] % unit:
         raise ValueError(f"the network hides stretches of {unit} samples, which do not divide its windows of {x_NCT.shape[2]}: use another patch")
     name, found, distances = network.encoder.name, {}, []
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         said = [f"MAE in {network.encoder.contract.units[0]} over hidden samples, in stretches of {unit / store.fs:g} s; reference: the best baseline"]
         said += [verdict(by_distance, name, tuple(imputation.BASELINES), store.fs), *notes]
         title = f"{kind} gaps, {hidden_NT[0].mean():.0%} hidden, {heading}"
-        card = scorecard.score(values, subject_N, title=title, reference=best, notes=said)
+        card = scorecard.score(values, who_N, clusters=clusters, title=title, reference=best, notes=said)
         print(card.plain(), flush=True)
         distances += [(kind, label, *entry.values()) for label, bins in by_distance.items() for entry in bins]
         found[kind] = {label: row["MAE"].value for label, row in card.rows.items()}

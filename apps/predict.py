@@ -39,7 +39,7 @@ class Predict:
     out: Path | None = None
     """Folder for predictions, timeline, episodes, figure and report. Needed but for standard input."""
     hop_s: float | None = None
-    """From one window's start to the next one's, in seconds. Default: half a window."""
+    """From one window's start to the next one's, in seconds; the last window ends with the recording. Default: half a window."""
     lead: dict[str, str] | None = None
     """The model's channel and the file's name for it, as pairs: --lead MLII "ECG 1"."""
     source_fs: float | None = None
@@ -72,8 +72,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     recording = open_recording(app.file, source_fs=app.source_fs, subject=app.subject, channels=app.channels, units=app.units)
     fitted = timeline.arrange(recording, saved.contract, hop_s=hop_s, leads=app.lead or {})
     app.out.mkdir(parents=True, exist_ok=True)
-    names, hop_s = saved.task.columns, fitted.plan.hop / fitted.plan.fs
-    total = max(0, int((recording.duration_s - window_s) // hop_s) + 1)
+    names, total = saved.task.columns, len(timeline.first_samples(fitted))
     start_parts, score_parts, done = [], [], 0
     with console.progress("windows", total) as show:
         for start_s_n, score_nK in timeline.scores(saved, fitted):
@@ -90,20 +89,22 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if gaps_N.all():
         raise ValueError(f"{app.file}: every window of {window_s:g} s has a gap in it; nothing can be scored")
     write_windows(app.out, recording, start_s_N[~gaps_N], score_NK[~gaps_N], names)
-    edge_s, line_MK = timeline.stitched(start_s_N, score_NK, window_s, hop_s)
+    edge_s, line_MK = timeline.stitched(start_s_N, score_NK, window_s)
     write_timeline(app.out, edge_s, line_MK, names)
     limits = thresholds(app, saved)
     found, burdens = [], {}
     for name, limit in limits.items():
         line_M = line_MK[:, names.index(name)]
         found += timeline.episodes(edge_s, line_M, name, threshold=limit, shortest_s=app.shortest_s)
-        burdens[name] = timeline.burden(line_M, limit)
+        burdens[name] = timeline.burden(edge_s, line_M, limit)
     write_episodes(app.out, found)
     said = timeline.report(fitted, saved, len(start_s_N), int(gaps_N.sum())) | {"thresholds": limits, "burden": burdens, "episodes": len(found)}
     write_json(app.out / "report.json", said)
     figures.timeline(app.out / "figures" / "timeline.png", fitted, edge_s, line_MK, names, limits, found)
     for step in fitted.steps:
         say(step)
+    if said["model"]["saw_subject"]:
+        say(f"subject {recording.subject}: the model was pretrained or fitted on somebody of that name")
     counts = {"windows": len(start_s_N), "windows_with_gaps": int(gaps_N.sum()), "duration_s": recording.duration_s}
     return counts | {"burden": burdens, "episodes": len(found), "out": app.out}
 
@@ -136,7 +137,7 @@ def write_timeline(out: Path, edge_s: np.ndarray, line_MK: np.ndarray, names: Se
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["start_s", "stop_s", *(f"score_{name}" for name in names)])
         for a, b, score_K in zip(edge_s[:-1], edge_s[1:], line_MK, strict=True):
-            writer.writerow([f"{a:g}", f"{b:g}", *("" if np.isnan(s) else f"{s:.6g}" for s in score_K)])
+            writer.writerow([f"{a:.10g}", f"{b:.10g}", *("" if np.isnan(s) else f"{s:.6g}" for s in score_K)])
 
 
 def write_episodes(out: Path, found: Sequence[timeline.Episode]) -> None:

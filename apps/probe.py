@@ -24,6 +24,7 @@ import rows
 import tokens
 from compose import Cohort, PretrainConfig, ReadOut, Size
 from console import say
+from downstream import fitted_on, labels_of
 from encoders import Origin, encoder_features
 from handmade import has_handcrafted
 from physio_data.store import Store, Stores
@@ -137,7 +138,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         if path is not None:
             prediction_files.write(path, result.predictions)
     if out is not None:
-        keep(out, cfg, protocol, encoder, origin, result)
+        keep(out, cfg, protocol, encoder, origin, result, store)
     return rows.summary(result) | {"out": out, "predictions": app.predictions or (out / "predictions.csv" if out else None)}
 
 
@@ -313,15 +314,17 @@ def claim(out: Path, app: Probe, cfg: PretrainConfig, store: Store | Stores) -> 
     write_json(path, asked)
 
 
-def keep(out: Path, cfg: PretrainConfig, protocol: Protocol, encoder: Encoder, origin: Origin, result: Result) -> None:
+def keep(out: Path, cfg: PretrainConfig, protocol: Protocol, encoder: Encoder, origin: Origin, result: Result, store: Store | Stores) -> None:
     """Table, and the encoder with a head fitted on all training windows, as a folder that --ckpt reads."""
     write_json(out / "table.json", result.table.to_json())
     (out / "table.md").write_text(result.table.markdown() + "\n", encoding="utf-8")
     every = np.unique(np.concatenate([spec.train for spec in protocol.specs]))
     spec = FoldSpec(seed=0, repeat=0, fold=0, train=every, test=every[:1])
     final = rows.work(Job(row="final", source="encoder", specs=(spec,), question=protocol.question, encoder=origin))
-    read = cfg.probe
-    saved = replace(final.probe, more={"task": protocol.question.task.name, "level": read.level, "pool": read.pool, "untrained": encoder.untrained})
+    read, question = cfg.probe, protocol.question
+    more = {"task": question.task.name, "level": read.level, "pool": read.pool, "untrained": encoder.untrained}
+    more |= {"fitted": fitted_on(store, question, every), "labels": labels_of(store, question.task.name)}
+    saved = replace(final.probe, more=more)
     temporary = out / ".encoder"
     shutil.rmtree(temporary, ignore_errors=True)
     save_pretrained(temporary, encoder.model, encoder.config, replace(encoder.contract, fingerprint=()), encoder.seen)

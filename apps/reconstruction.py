@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if network.kind == "tokens":
         raise ValueError("a token decoder reconstructs nothing: forecast.py and generate.py ask it")
     network.encoder.contract.check(compose.spec_of(store))
-    x_NCT, rows_N, subject_N, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
+    x_NCT, rows_N, who_N, clusters, heading, notes = continuation.scored_windows(network, store, app.use, 1 if app.dry_run else app.max_windows)
     level_means = "noise level" if network.kind == "denoiser" else "share hidden"
     found: dict[str, dict[str, dict[str, float | None]]] = {}
     for level in app.levels:
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         values = {name: figures(x_NCT, y_NCT) for name, y_NCT in rows.items()}
         mine, floor = rows
         said = ["PSNR against each channel's own range, SSIM with a Gaussian of 1.5 samples; one step, not a whole sampling", *notes]
-        card = scorecard.score(values, subject_N, title=f"{level_means} {level:g}, {heading}", reference=floor, notes=said)
+        card = scorecard.score(values, who_N, clusters=clusters, title=f"{level_means} {level:g}, {heading}", reference=floor, notes=said)
         print(card.plain(), flush=True)
         found[f"{level:g}"] = {name: {c: f.value for c, f in row.items()} for name, row in card.rows.items()}
         if app.out is not None and not app.dry_run:

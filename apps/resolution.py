@@ -105,7 +105,7 @@ def features_by_level(encoder: Encoder, store: Store | Stores, pool: str) -> dic
     spec = compose.spec_of(store)
 
     def encode(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        encoded = encoder(batch["signal"], spec, valid_BT=batch.get("valid"))
+        encoded = encoder(batch["signal"], spec, valid_BT=batch.get("valid"), channel_present_BC=batch.get("channel_present"))
         valid = None if batch.get("valid") is None else encoder.model.token_valid(torch.as_tensor(batch["valid"]).bool())
         return {name: pool_levels(encoded, name, pool, valid) for name in encoded.levels}
 

@@ -25,7 +25,7 @@ from physio_train import predictions as prediction_files
 from physio_train import table
 from physio_train.predictions import concatenate, make
 from physio_train.run import write_json
-from questions import heading_of, task_of, windows_of
+from questions import task_of, windows_of
 
 # lead sets of the PhysioNet/CinC Challenge 2021 (Reyna et al. 2021, Comput Cardiol 48)
 REDUCED = (("I", "II", "III", "aVR", "aVL", "aVF"), ("I", "II", "III", "V2"), ("I", "II", "V2"), ("I", "II"))
@@ -72,9 +72,12 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if task.columns != saved.task.columns:
         raise ValueError(f"the model scores {', '.join(saved.task.columns)}, the task {task.name!r} has {', '.join(task.columns)}: name another --task")
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
+    heading, known = downstream.known_of(saved, store, rows_N)
+    saved, turned = downstream.facing(saved, store, task)
     windows = windows_of(store, task, rows_N)
     label_NK = task.columns_of(windows.y)
-    parts, notes = [], [f"{hz:g} Hz hum: no row, a signal of {store.fs:g} Hz holds none" for hz in app.hum_hz if hz >= store.fs / 2]
+    parts, notes = [], [*turned, *known]
+    notes += [f"{hz:g} Hz hum: no row, a signal of {store.fs:g} Hz holds none" for hz in app.hum_hz if hz >= store.fs / 2]
     for name, change, lost in conditions(app, store):
         try:
             score_NK = scored(saved, store, rows_N, change, lost)
@@ -85,8 +88,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         columns = {c: score_NK[:, k] for k, c in enumerate(task.columns)}
         parts.append(make(name, columns, labels={c: label_NK[:, k] for k, c in enumerate(task.columns)}, **place))
     predicted = concatenate(parts)
-    seen = None if saved.seen is None else saved.seen["subjects"]
-    shown = table.score(predicted, kind=task.kind, heading=heading_of(store, rows_N, seen), reference="as it is", task=task.name, notes=notes)
+    shown = table.score(predicted, kind=task.kind, heading=heading, reference="as it is", task=task.name, notes=notes)
     print(shown.plain(), flush=True)
     lead = table.COLUMNS[task.kind][0]
     if app.out is not None:

@@ -86,14 +86,28 @@ def arrange(recording: Recording, contract: InputContract, *, hop_s: float, lead
     steps.append(f"windows: {contract.window_s:g} s every {hop / contract.fs:g} s; normalised by {contract.normalization}")
     spec = SignalSpec(channels=contract.channels, units=units, fs=contract.fs, n_samples=contract.n_samples, band=band, kind=contract.kind)
     contract.check(spec)
-    return Fitted(recording, plan, spec, steps)
+    fitted = Fitted(recording, plan, spec, steps)
+    later = np.diff(first_samples(fitted))
+    if len(later) and later[-1] != hop:
+        steps.append(f"last window: ends with the recording, {later[-1] / contract.fs:g} s after the one before")
+    return fitted
+
+
+def first_samples(fitted: Fitted) -> np.ndarray:
+    """Where the windows begin, (N,) in samples at the contract's rate: a hop apart, and the last one so that it ends with the recording."""
+    plan = fitted.plan
+    n_total = n_samples(fitted.recording.duration_s, plan.fs)
+    start_N = starts(n_total, plan.n_samples, plan.hop)
+    if not len(start_N) or start_N[-1] + plan.n_samples == n_total:
+        return start_N
+    return np.append(start_N, n_total - plan.n_samples)
 
 
 def windows(fitted: Fitted) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pieces of (first samples (n,) at the contract's rate, windows (n, C, T) float32), NaN where the file has a gap."""
     recording, plan = fitted.recording, fitted.plan
     gain_C1 = np.array([unit_gain(*pair) for pair in zip(recording.units, plan.units, strict=True)], np.float32)[:, None]
-    start_N = starts(n_samples(recording.duration_s, plan.fs), plan.n_samples, plan.hop)
+    start_N = first_samples(fitted)
     step = max(1, math.ceil(BLOCK_S * plan.fs / plan.hop))
     for first in range(0, len(start_N), step):
         part_n = start_N[first : first + step]
@@ -114,19 +128,23 @@ def scores(saved: Saved, fitted: Fitted) -> Iterator[tuple[np.ndarray, np.ndarra
         yield start_n / fitted.plan.fs, score_nK
 
 
-def stitched(start_s_N: np.ndarray, score_NK: np.ndarray, window_s: float, hop_s: float) -> tuple[np.ndarray, np.ndarray]:
-    """Overlapping windows as one line: edges (M + 1,) in seconds of steps of a hop, and scores (M, K), each the mean of the windows over its step."""
+def stitched(start_s_N: np.ndarray, score_NK: np.ndarray, window_s: float) -> tuple[np.ndarray, np.ndarray]:
+    """Overlapping windows as one line: edges (M + 1,) in seconds, wherever a window begins or ends, and scores (M, K), the mean of the windows over each step.
+
+    NaN where no scored window is; the line ends with the last window.
+    """
     if not len(start_s_N):
         return np.zeros(1), np.zeros((0, score_NK.shape[1]))
-    first_N = np.rint((start_s_N - start_s_N[0]) / hop_s).astype(np.int64)
-    n_cover = max(1, math.floor(window_s / hop_s + 1e-6))
-    total_MK, n_MK = (np.zeros((int(first_N[-1]) + n_cover, score_NK.shape[1])) for _ in range(2))
+    begin_s_N, end_s_N = (np.round(s_N, 9) for s_N in (start_s_N, start_s_N + window_s))
+    edge_s = np.unique([begin_s_N, end_s_N])
+    first_N, after_N = np.searchsorted(edge_s, begin_s_N), np.searchsorted(edge_s, end_s_N)
+    total_MK, n_MK = (np.zeros((len(edge_s) - 1, score_NK.shape[1])) for _ in range(2))
     known_NK = np.isfinite(score_NK)
-    for shift in range(n_cover):
-        np.add.at(total_MK, first_N + shift, np.where(known_NK, score_NK, 0.0))
-        np.add.at(n_MK, first_N + shift, known_NK)
-    mean_MK = np.divide(total_MK, n_MK, out=np.full(total_MK.shape, np.nan), where=n_MK > 0)
-    return start_s_N[0] + hop_s * np.arange(len(mean_MK) + 1), mean_MK
+    for shift in range(int((after_N - first_N).max())):
+        over_N = first_N + shift < after_N
+        np.add.at(total_MK, first_N[over_N] + shift, np.where(known_NK, score_NK, 0.0)[over_N])
+        np.add.at(n_MK, first_N[over_N] + shift, known_NK[over_N])
+    return edge_s, np.divide(total_MK, n_MK, out=np.full(total_MK.shape, np.nan), where=n_MK > 0)
 
 
 def episodes(edge_s: np.ndarray, score_M: np.ndarray, name: str, *, threshold: float, shortest_s: float) -> list[Episode]:
@@ -137,10 +155,11 @@ def episodes(edge_s: np.ndarray, score_M: np.ndarray, name: str, *, threshold: f
     return [e for e in found if e.stop_s - e.start_s >= shortest_s - 1e-9]
 
 
-def burden(score_M: np.ndarray, threshold: float) -> float | None:
+def burden(edge_s: np.ndarray, score_M: np.ndarray, threshold: float) -> float | None:
     """Share of the scored time at or above the threshold; None where no time was scored."""
     known = np.isfinite(score_M)
-    return float((score_M[known] >= threshold).mean()) if known.any() else None
+    lasts_s = np.diff(edge_s)[known]
+    return float(lasts_s[score_M[known] >= threshold].sum() / lasts_s.sum()) if known.any() else None
 
 
 def report(fitted: Fitted, saved: Saved, n_windows: int, n_gaps: int) -> dict[str, Any]:
@@ -159,5 +178,18 @@ def report(fitted: Fitted, saved: Saved, n_windows: int, n_gaps: int) -> dict[st
         "steps": fitted.steps,
         "windows": n_windows,
         "windows_with_gaps": n_gaps,
-        "model": {"kind": saved.kind, "task": saved.task.name, "classes": list(saved.task.columns)},
+        "model": {
+            "kind": saved.kind,
+            "task": saved.task.name,
+            "classes": list(saved.task.columns),
+            "labels": None if saved.labels is None else list(saved.labels),  # what 0 and 1 of a binary task are called
+            "saw_subject": saw(saved, r.subject),
+        },
     }
+
+
+def saw(saved: Saved, subject: str) -> bool | None:
+    """Whether the model was pretrained or fitted on somebody of this name, with a corpus before it or without; None where that, or who it is, is unknown."""
+    if saved.seen is None or not subject:
+        return None
+    return any(subject in (name, name.partition(":")[2]) for name in saved.seen["subjects"])

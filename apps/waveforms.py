@@ -11,6 +11,7 @@ import numpy as np
 
 from physio_train.run import write_json
 from physio_train.scorecard import Scorecard
+from questions import subjects_of
 
 
 def write_table(out: Path, card: Scorecard, values: Mapping[str, Mapping[str, np.ndarray]], place: Mapping[str, np.ndarray], more: Mapping[str, Any]) -> None:
@@ -55,8 +56,8 @@ def _cell(value: float) -> str:
 
 
 def place_of(store: Any, rows_N: np.ndarray) -> dict[str, np.ndarray]:
-    """Whose window it is, and where it lies."""
-    return {name: np.asarray(store.at(name, rows_N)) for name in ("subject", "record", "start_s")}
+    """Whose window it is (empty where a corpus names nobody), and where it lies."""
+    return {"subject": subjects_of(store)[rows_N]} | {name: np.asarray(store.at(name, rows_N)) for name in ("record", "start_s")}
 
 
 def spread(n: int, shown: int = 6) -> np.ndarray:

@@ -105,8 +105,10 @@ def test_a_model_that_keeps_the_last_pass_trains_on_all_of_it(study):
     rows.clear()
     downstream.tune(encoder, noting, question, train, np.zeros(0, np.int64), replace(row.tune, max_steps=6, n_epochs=6, batch_size=15), 0)
     assert set(rows) == set(range(30))
-    with pytest.raises(ValueError, match="0 validation windows"):
-        downstream.tune(encoder, noting, question, train, np.zeros(0, np.int64), replace(row.tune, keep="best"), 0)
+    best = downstream.tune(encoder, noting, question, train, np.zeros(0, np.int64), replace(row.tune, max_steps=2, keep="best"), 0)
+    assert best.notes == (downstream.UNCHOSEN,), "without a validation window nothing is chosen"
+    with pytest.raises(ValueError, match="no training window"):
+        downstream.tune(encoder, noting, question, np.zeros(0, np.int64), held, replace(row.tune, keep="best"), 0)
 
 
 def test_a_recording_of_nobody_named_leaves_the_training_side_too(tmp_path, capsys):

@@ -257,6 +257,27 @@ def test_resolution_finds_the_receptive_field_and_controls_the_width(store, enco
     assert [line["level"] for line in lines] == ["L1", "L1 (4 wide)", "L2", "L2 (4 wide)"] and (folder / "levels" / "figures" / "resolution.png").is_file()
 
 
+def test_a_lead_that_a_record_lacks_is_told_to_every_level(store, encoder, monkeypatch):
+    import resolution
+    from physio_models.pretrained import from_pretrained
+
+    found, told = from_pretrained(encoder), []
+    absent = np.zeros((len(Store(store)), 1), bool)
+    absent[::3] = True
+
+    class Lacking(Store):
+        def batch(self, indices):
+            return super().batch(indices) | {"channel_present": ~absent[np.atleast_1d(indices)]}
+
+    real = found.model.encode
+    monkeypatch.setattr(found.model, "encode", lambda x, **given: told.append(given["channel_present_BC"].numpy().copy()) or real(x, **given))
+    levels = resolution.features_by_level(found, Lacking(store), "mean")
+    assert np.array_equal(np.concatenate(told), ~absent)
+    monkeypatch.undo()
+    nothing = found.features(np.zeros((1, 1, Store(store).n_samples), np.float32), compose.spec_of(Store(store)), level="L1", pool="mean")
+    assert levels["L1"][absent[:, 0]] == pytest.approx(np.broadcast_to(nothing.numpy(), levels["L1"][absent[:, 0]].shape), abs=1e-6)
+
+
 def lines_of(path):
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
@@ -309,17 +330,45 @@ def test_what_does_not_fit_the_contract_names_what_mends_it(tuned, folder):
 
 
 def test_gaps_are_told_and_end_episodes():
-    starts, window_s, hop_s = np.arange(0, 50, 5.0), 10.0, 5.0
-    score = np.linspace(0, 1, 10)[:, None].copy()
-    score[4:6] = np.nan
-    edges, line = timeline.stitched(starts, score, window_s, hop_s)
-    for m, (a, b) in enumerate(itertools.pairwise(edges)):
-        over = [s for s, v in zip(starts, score[:, 0], strict=True) if s <= a and b <= s + window_s and np.isfinite(v)]
-        expected = np.mean([score[int(s // 5), 0] for s in over]) if over else np.nan
-        assert line[m, 0] == pytest.approx(expected, nan_ok=True)
+    window_s = 10.0
+    for starts in (np.arange(0, 50, 5.0), np.arange(0, 50, 7.0), np.array([0.0, 10, 20, 30, 40, 45, 50, 60, 70, 71.5])):
+        score = np.linspace(0, 1, len(starts))[:, None].copy()
+        score[4:6] = np.nan
+        edges, line = timeline.stitched(starts, score, window_s)
+        assert edges[0] == 0 and edges[-1] == starts[-1] + window_s
+        for t in np.arange(0.25, edges[-1], 0.5):  # any moment, by hand
+            over = score[(starts <= t) & (t < starts + window_s), 0]
+            expected = np.nan if np.isnan(over).all() else np.nanmean(over)
+            assert line[np.searchsorted(edges, t, side="right") - 1, 0] == pytest.approx(expected, nan_ok=True)
     found = timeline.episodes(np.arange(9.0), np.array([1, 1, np.nan, 1, 0, 1, 1, 1.0]), "af", threshold=0.5, shortest_s=2.0)
     assert [(e.start_s, e.stop_s) for e in found] == [(0.0, 2.0), (5.0, 8.0)]
-    assert timeline.burden(np.array([1, np.nan, 0, 0.0]), 0.5) == pytest.approx(1 / 3) and timeline.burden(np.array([np.nan]), 0.5) is None
+    assert timeline.burden(np.arange(5.0), np.array([1, np.nan, 0, 0.0]), 0.5) == pytest.approx(1 / 3)
+    assert timeline.burden(np.array([0, 5, 6, 9.0]), np.array([1, 0, 1.0]), 0.5) == pytest.approx(8 / 9)
+    assert timeline.burden(np.arange(2.0), np.array([np.nan]), 0.5) is None
+
+
+@pytest.mark.parametrize(("hop_s", "last_s", "steps_s"), [(10.0, 45.0, {5.0, 10.0}), (7.0, 45.0, {3.0, 4.0, 7.0}), (5.0, 45.0, {5.0})])
+def test_a_recording_is_scored_to_its_end_and_the_line_reaches_it(tuned, folder, hop_s, last_s, steps_s):
+    out, _ = tuned
+    contract = downstream.load(out).contract
+    wave = np.random.default_rng(2).normal(size=(len(contract.channels), round(contract.fs * 55)))
+    path = as_csv(folder / "end.csv", wave, contract.fs, contract.channels)
+    base = [str(path), "--ckpt", str(out), "--source-fs", str(contract.fs), "--units", *contract.units, "--hop-s", str(hop_s)]
+    to = folder / f"end-{hop_s:g}"
+    summary = predict.main([*base, "--out", str(to)])
+    on_grid = np.arange(0, 45 + 1e-9, hop_s)  # windows last ten seconds
+    expected = np.unique([*on_grid, last_s])
+    assert prediction_files.read(to / "predictions.csv").start_s == pytest.approx(expected) and summary["windows"] == len(expected)
+    lines = lines_of(to / "timeline.csv")
+    assert float(lines[0]["start_s"]) == 0 and float(lines[-1]["stop_s"]) == 55 and all(line["score_pvc"] for line in lines)
+    assert all(a["stop_s"] == b["start_s"] for a, b in itertools.pairwise(lines))
+    assert {float(line["stop_s"]) - float(line["start_s"]) for line in lines} <= steps_s
+    said = json.loads((to / "report.json").read_text())
+    assert any(step.startswith("last window: ends with the recording") for step in said["steps"]) == (last_s not in on_grid)
+    assert said["model"]["labels"] == ["no PVC", "PVC"] and said["model"]["saw_subject"] is False
+    somebody = downstream.load(out).fitted["subjects"][0]
+    predict.main([*base, "--out", str(to), "--subject", somebody])
+    assert json.loads((to / "report.json").read_text())["model"]["saw_subject"] is True
 
 
 def test_scores_of_a_long_recording_are_drawn_as_mean_and_range():

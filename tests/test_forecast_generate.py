@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import compose
 import continuation
+import encoders
 import forecast
 import generate
 import imputation
@@ -262,6 +264,41 @@ def test_forecast_scores_every_window_beside_the_baselines_and_writes_what_it_sa
     assert (folder / "f/figures/forecast.png").stat().st_size > 10_000
     few = forecast.main(["--ckpt", str(path), "--data", str(store.path), "--ratio", "0.25", "--max-windows", "2", "--out", str(folder / "few")])
     assert few["windows"] == 2 and f"{len(rows) - 2} of {len(rows)} windows are left out" in (folder / "few/table.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def nameless(folder):
+    """A series archive's store, which names nobody, and an untrained network that says it saw the train file's recordings."""
+    rng = np.random.default_rng(0)
+    (folder / "Bumps").mkdir()
+    for fold, n in (("TRAIN", 30), ("TEST", 24)):
+        lines = np.column_stack([np.arange(n) % 3 + 1, rng.normal(size=(n, 60))])
+        np.savetxt(folder / "Bumps" / f"Bumps_{fold}.tsv", lines, delimiter="\t", fmt=["%d"] + ["%.6f"] * 60)
+    prepare.main(["ucr", "--root", str(folder / "Bumps"), "--split", "official", "--out", str(folder / "nameless")])
+    store = Store(folder / "nameless")
+    cfg = HiMaeConfig(n_channels=1, n_samples=60, widths=(4, 8))
+    own = compose.contract_of(encoders.untrained_config(cfg, "none"), store)
+    save_pretrained(folder / "series_net", cfg.build().eval(), cfg, own, seen=compose.seen_of(store, store.rows("train")))
+    return store, folder / "series_net"
+
+
+@pytest.mark.parametrize(("fold", "n", "heading"), [("test", 24, "inductive by recording, subjects unknown"), ("train", 30, "transductive")])
+def test_windows_of_nobody_named_are_headed_and_counted_by_recording(folder, nameless, fold, n, heading, capsys):
+    store, ckpt = nameless
+    base = ["--ckpt", str(ckpt), "--data", str(store.path), "--use", fold, "--objective", "masked_reconstruction"]
+    out = folder / f"nameless-{fold}"
+    runs = {
+        out / "forecast": lambda to: forecast.main([*base, "--ratio", "0.25", "--out", str(to)]),
+        out / "gaps" / "trailing": lambda to: imputation.main([*base, "--kinds", "trailing", "--out", str(to.parent)]),
+        out / "back" / "level_0.5": lambda to: reconstruction.main([*base, "--levels", "0.5", "--out", str(to.parent)]),
+    }
+    for to, run in runs.items():
+        assert run(to)["windows"] == n
+        said = json.loads((to / "table.json").read_text())
+        assert said["title"].endswith(f", {heading}") and (said["n_subjects"], said["n_clusters"], said["clusters"]) == (None, n, "records")
+        assert f"{n} windows, {n} records" in (to / "table.md").read_text()
+        with (to / "windows.csv").open(newline="") as file:
+            assert {line["subject"] for line in csv.DictReader(file)} == {""}
 
 
 def test_imputation_and_reconstruction_score_every_kind_and_level(folder, store):

@@ -132,6 +132,16 @@ def test_the_interval_is_that_of_means_over_resampled_subjects_and_the_differenc
     assert card.difference["model"].value == pytest.approx(-0.5) and card.difference["model"].low == pytest.approx(-0.5)
 
 
+def test_records_are_counted_as_records_where_nobody_is_named():
+    values, record = {"m": {"MAE": np.arange(24.0)}, "f": {"MAE": np.ones(24)}}, np.arange(24).astype(str)
+    card = scorecard.score(values, record, title="t", reference="f", clusters="records")
+    assert card.heading() == "t: 24 windows, 24 records" and any("resamples of records" in note for note in card.notes)
+    assert card.to_json()["n_subjects"] is None and card.to_json()["n_clusters"] == 24
+    few = scorecard.score({"m": {"MAE": np.ones(2)}}, record[:2], title="t", reference="m", clusters="records")
+    assert "n = 2 records, no interval" in few.notes
+    assert scorecard.score(values, record, title="t", reference="f").to_json()["n_subjects"] == 24
+
+
 def test_few_subjects_have_no_interval_and_undefined_windows_are_counted():
     values = {"m": {"r": np.array([0.5, np.nan, 0.7])}, "f": {"r": np.array([np.nan] * 3)}}
     card = scorecard.score(values, np.array(["a", "b", "c"]), title="t", reference="m")

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
@@ -96,9 +98,43 @@ def test_labels_are_kept_by_subject_nested_and_with_both_classes():
     held = validation_part(groups, y)
     assert held.mean() == pytest.approx(0.2, abs=0.02) and not set(groups[held]) & set(groups[~held])
     rare = (groups == 7).astype(float)
-    assert not validation_part(groups, rare, seed=3)[groups == 7].any(), "the only subject with the class stays on the training side"
+    assert not validation_part(groups, rare, seed=3).any(), "the only subject with the class stays on the training side, and one class chooses nothing"
     with pytest.raises(ValueError, match="one subject"):
         validation_part(np.zeros(5), np.zeros(5))
+
+
+def sides(groups, y, held):
+    """Whether subjects are whole, the classes of the training side and those of the validation side."""
+    whole = not set(groups[held]) & set(groups[~held])
+    return whole, set(y[~held & (y >= 0)]), set(y[held & (y >= 0)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.sets(st.sampled_from([-1, 0, 1]), min_size=1), min_size=2, max_size=7), st.integers(0, 3))
+def test_a_validation_part_has_both_classes_wherever_whole_subjects_allow_it(classes_of, seed):
+    """Against every way of dividing the subjects in two."""
+    y = np.array([c for classes in classes_of for c in sorted(classes) for _ in range(2)])
+    groups = np.array([f"s{g}" for g, classes in enumerate(classes_of) for _ in range(2 * len(classes))])
+    held = validation_part(groups, y, seed=seed)
+    assert np.array_equal(held, validation_part(groups, y, seed=seed))
+    divisions = [{g for g in range(len(classes_of)) if code >> g & 1} for code in range(2 ** len(classes_of))]
+    side = lambda people: set().union(*(classes_of[g] for g in people)) - {-1}  # noqa: E731
+    possible = any(side(people) == {0, 1} == side(set(range(len(classes_of))) - people) for people in divisions)
+    whole, there, chosen_by = sides(groups, y, held)
+    assert whole and (there == chosen_by == {0, 1} if possible else not held.any())
+
+
+def test_a_validation_part_of_several_classes_or_labels_leaves_every_class_to_training():
+    groups = np.repeat([f"s{i}" for i in range(12)], 4)
+    y = np.tile([0, 0, 1, 1], 12)
+    y[:8] = 2  # two subjects have the third class, and nothing else
+    held = validation_part(groups, y, seed=1)
+    assert sides(groups, y, held) == (True, {0, 1, 2}, {0, 1, 2})
+    many = np.stack([y == 2, np.arange(48) < 4], axis=1).astype(int)  # of the second label one subject has all
+    held = validation_part(groups, many, seed=1)
+    assert set(many[held, 0]) == set(many[~held, 0]) == set(many[~held, 1]) == {0, 1} and not many[held, 1].any()
+    age = np.repeat(np.linspace(20, 80, 12), 4)
+    assert 0 < validation_part(groups, age).sum() < 48
 
 
 def test_the_better_of_blend_and_members_is_chosen_inside_the_training_subjects(monkeypatch):

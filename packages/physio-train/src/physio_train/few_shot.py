@@ -33,16 +33,41 @@ def labelled_subjects(groups_N: np.ndarray, y: np.ndarray, fraction: float, *, k
 
 
 def validation_part(groups_N: np.ndarray, y: np.ndarray, *, parts: int = 5, seed: int = 0) -> np.ndarray:
-    """One of `parts` even grouped folds, (N,) bool: the training subjects that choose a step and a threshold where a corpus has no validation fold.
+    """Training windows (N,) bool that choose a step and a threshold where a corpus has no validation fold: whole subjects, about one in `parts` of them.
 
-    The first fold that leaves every class to the others; where none does, the first.
+    Every class stays on the training side, and every class that two subjects have is on both sides where whole subjects allow it: the first of `parts` even
+    grouped folds that does so, else the best of them with the subjects added that it misses. All False where no such part holds two classes (of one label of
+    a multi-label `y`), so that nothing can be chosen by it. A real target takes the first fold. ValueError for one subject alone.
     """
-    n_groups = len(np.unique(groups_N))
-    if n_groups < 2:
+    names, group_N = np.unique(np.asarray(groups_N).astype(str), return_inverse=True)
+    group_N = group_N.reshape(-1)
+    if len(names) < 2:
         raise ValueError("one subject cannot be split into training and validation: give more subjects, or name a val fold")
-    fold_N = grouped_folds(groups_N, y, min(parts, n_groups), seed)
-    y = np.asarray(y, dtype=np.float64)
-    if y.ndim > 1 or np.any(y != np.round(y)):
+    n_parts = min(parts, len(names))
+    fold_N = grouped_folds(groups_N, y, n_parts, seed)
+    label_K, has_GK = _classes(group_N, np.asarray(y, dtype=np.float64), len(names))
+    if label_K is None:
         return fold_N == 0
-    classes = [set(np.unique(y[(fold_N != fold) & (y >= 0)]).tolist()) for fold in range(min(parts, n_groups))]
-    return fold_N == int(np.argmax([len(found) for found in classes]))
+    fold_G = np.zeros(len(names), dtype=np.int64)
+    fold_G[group_N] = fold_N
+    candidates = [held_G for fold in range(n_parts) if has_GK[~(held_G := fold_G == fold)].any(axis=0).all()]
+    held_G = max(candidates, key=lambda held_G: has_GK[held_G].any(axis=0).sum(), default=np.zeros(len(names), dtype=bool)).copy()
+    size_G, n_with_K = np.bincount(group_N), has_GK.sum(axis=0)
+    for k in np.argsort(n_with_K, kind="stable"):
+        if n_with_K[k] > 1 and not has_GK[held_G, k].any():
+            may = [g for g in np.flatnonzero(~held_G & has_GK[:, k]) if has_GK[~held_G & (np.arange(len(names)) != g)].any(axis=0).all()]
+            if may:
+                held_G[min(may, key=lambda g: size_G[g])] = True
+    held_of_label = [has_GK[held_G][:, label_K == label].any(axis=0).sum() for label in np.unique(label_K)]
+    return held_G[group_N] if max(held_of_label, default=0) > 1 else np.zeros(len(group_N), dtype=bool)
+
+
+def _classes(group_N: np.ndarray, y: np.ndarray, n_groups: int) -> tuple[np.ndarray | None, np.ndarray]:
+    """For every class found in the labels: the label that it is a class of, (K,), and which subjects have it, (G, K) bool; None for a real target."""
+    y_NL = y[:, None] if y.ndim == 1 else y
+    values = np.unique(y_NL[y_NL >= 0])
+    if np.any(y_NL != np.round(y_NL)) or len(values) > 20:
+        return None, np.zeros((n_groups, 0), dtype=bool)
+    found = [(label, y_N == value) for label, y_N in enumerate(y_NL.T) for value in values if np.any(y_N == value)]
+    has_GK = np.array([np.bincount(group_N, weights=is_N, minlength=n_groups) > 0 for _, is_N in found], dtype=bool).reshape(-1, n_groups).T
+    return np.array([label for label, _ in found]), has_GK

@@ -1,6 +1,6 @@
 """A table of means over windows: one row a method, one column a figure, intervals by resampling whole subjects, differences on the same resamples.
 
-N windows, B resamples. It serves what has no class label: forecasts, imputations, reconstructions.
+N windows, B resamples. Where subjects are unknown records take their place. It serves what has no class label: forecasts, imputations, reconstructions.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 from physio_train.statistics import interval, replicates
 
-MIN_SUBJECTS = 10  # fewer give no interval
+MIN_CLUSTERS = 10  # fewer subjects, or records of nobody named, give no interval
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +39,8 @@ class Scorecard:
 
     title: str
     n_windows: int
-    n_subjects: int
+    n_clusters: int
+    clusters: str  # what is counted and resampled: subjects, or records where these are unknown
     rows: Mapping[str, Mapping[str, Figure]]
     difference: Mapping[str, Figure]  # of the first column, to `reference`
     reference: str
@@ -75,7 +76,7 @@ class Scorecard:
 
     def heading(self) -> str:
         """The title with its counts."""
-        return f"{self.title}: {self.n_windows} windows, {self.n_subjects} subjects"
+        return f"{self.title}: {self.n_windows} windows, {self.n_clusters} {self.clusters}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain values; undefined figures are null."""
@@ -83,7 +84,9 @@ class Scorecard:
         return {
             "title": self.title,
             "n_windows": self.n_windows,
-            "n_subjects": self.n_subjects,
+            "n_subjects": self.n_clusters if self.clusters == "subjects" else None,
+            "n_clusters": self.n_clusters,
+            "clusters": self.clusters,
             "reference": self.reference,
             "rows": {name: {c: plain(f) for c, f in row.items()} for name, row in self.rows.items()},
             "difference": {name: plain(f) for name, f in self.difference.items()},
@@ -107,11 +110,13 @@ def score(
     *,
     title: str,
     reference: str,
+    clusters: str = "subjects",
     notes: Sequence[str] = (),
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Scorecard:
-    """`values[row][column]` (N,) per window -> the table. Differences of the first column to the row `reference` are over the same resamples of subjects.
+    """`values[row][column]` (N,) per window -> the table. Differences of the first column to the row `reference` are over the same resamples of
+    clusters; `clusters` says what these are: subjects, or records where a corpus names nobody.
 
     ValueError where a row has another number of windows, or there is no row `reference`.
     """
@@ -122,12 +127,12 @@ def score(
         for column, value_N in row.items():
             if np.shape(value_N) != clusters_N.shape:
                 raise ValueError(f"{name}, {column}: values of shape {np.shape(value_N)} for {len(clusters_N)} windows")
-    n_subjects = len(np.unique(clusters_N))
+    n_clusters = len(np.unique(clusters_N))
     said, lead = list(notes), next(iter(values[reference]))
-    if n_subjects < MIN_SUBJECTS:
-        said.append(f"n = {n_subjects} subjects, no interval")
+    if n_clusters < MIN_CLUSTERS:
+        said.append(f"n = {n_clusters} {clusters}, no interval")
     resampled = {
-        name: {c: _replicates(v, clusters_N, n_resamples, seed) if n_subjects >= MIN_SUBJECTS else None for c, v in row.items()} for name, row in values.items()
+        name: {c: _replicates(v, clusters_N, n_resamples, seed) if n_clusters >= MIN_CLUSTERS else None for c, v in row.items()} for name, row in values.items()
     }
     rows = {name: {c: _figure(np.asarray(v), resampled[name][c]) for c, v in row.items()} for name, row in values.items()}
     difference = {}
@@ -142,9 +147,16 @@ def score(
         if left:
             said.append(f"{column} is not defined in " + ", ".join(f"{n} windows of {name}" for name, n in left.items()) + ", which are left out of it")
     if difference:
-        said.append(f"{lead} difference: to {reference}" + (", on the same resamples of subjects" if n_subjects >= MIN_SUBJECTS else ""))
+        said.append(f"{lead} difference: to {reference}" + (f", on the same resamples of {clusters}" if n_clusters >= MIN_CLUSTERS else ""))
     return Scorecard(
-        title=title, n_windows=len(clusters_N), n_subjects=n_subjects, rows=rows, difference=difference, reference=reference, notes=tuple(dict.fromkeys(said))
+        title=title,
+        n_windows=len(clusters_N),
+        n_clusters=n_clusters,
+        clusters=clusters,
+        rows=rows,
+        difference=difference,
+        reference=reference,
+        notes=tuple(dict.fromkeys(said)),
     )
 
 
