@@ -32,7 +32,7 @@ from physio_train.predictions import Predictions, concatenate, make
 from physio_train.protocol import Task, Windows
 from physio_train.run import write_json
 from physio_train.table import Table
-from questions import subjects_of, task_of, windows_of
+from questions import records_of, subjects_of, task_of, windows_of
 
 SUBCOMMANDS = {
     "imputation": "imputation:main",
@@ -234,8 +234,7 @@ def blank_windows(store: Store | Stores, task: Task, rows_N: np.ndarray) -> Wind
     """Windows without a known label."""
     n = len(rows_N)
     y = np.full(n, np.nan) if task.kind == "regression" else np.full((n, len(task.classes)) if task.kind == "multilabel" else n, -1)
-    index = store.index
-    return Windows(y=y, subject=subjects_of(store)[rows_N], record=index["record"][rows_N], start_s=index["start_s"][rows_N])
+    return Windows(y=y, subject=subjects_of(store)[rows_N], record=records_of(store, rows_N), start_s=store.index["start_s"][rows_N])
 
 
 def judged(predicted: Predictions, task: Task, heading: str, notes: Sequence[str]) -> Table:

@@ -79,12 +79,22 @@ def arrange(recording: Recording, contract: InputContract, *, hop_s: float, lead
         raise ValueError(f"the model's band ends at {band[1]:g} Hz, the file's rate of {recording.fs:g} Hz carries up to {nyquist_hz:g} Hz only")
     hop = n_samples(hop_s, contract.fs)
     plan = WindowPlan(
-        channels=contract.channels, units=units, fs=contract.fs, n_samples=contract.n_samples, hop=hop, band=band, notch_hz=None, kind=contract.kind or kind
+        channels=contract.channels,
+        units=units,
+        fs=contract.fs,
+        n_samples=contract.n_samples,
+        hop=hop,
+        band=band,
+        filter=contract.spec.filter,
+        notch_hz=contract.notch_hz,
+        kind=contract.kind or kind,
     )
     steps.append(f"rate: {recording.fs:g} Hz" + ("" if math.isclose(recording.fs, contract.fs) else f" resampled to {contract.fs:g} Hz"))
-    steps.append("filter: none" if band is None else f"filter: {band[0] or 0:g}-{'' if band[1] is None else f'{band[1]:g}'} Hz")
+    steps.append("filter: none" if band is None else f"filter: {band[0] or 0:g}-{'' if band[1] is None else f'{band[1]:g}'} Hz, {plan.filter}")
+    if contract.notch_hz:
+        steps.append(f"notch: {contract.notch_hz:g} Hz")
     steps.append(f"windows: {contract.window_s:g} s every {hop / contract.fs:g} s; normalised by {contract.normalization}")
-    spec = SignalSpec(channels=contract.channels, units=units, fs=contract.fs, n_samples=contract.n_samples, band=band, kind=contract.kind)
+    spec = replace(contract.spec, units=units, polarity=1)
     contract.check(spec)
     fitted = Fitted(recording, plan, spec, steps)
     later = np.diff(first_samples(fitted))
@@ -173,6 +183,8 @@ def report(fitted: Fitted, saved: Saved, n_windows: int, n_gaps: int) -> dict[st
             "fs": c.fs,
             "window_s": c.window_s,
             "band": c.band,
+            "filter": c.filter,
+            "notch_hz": c.notch_hz,
             "normalization": c.normalization,
         },
         "steps": fitted.steps,

@@ -488,3 +488,17 @@ def test_the_sources_of_the_benchmark_are_named_and_absent_ones_told(tmp_path):
     assert [s.name for s in chosen] == ["synthetic"] and "mitbih" in absent[0]
     with pytest.raises(ValueError, match="no source 'mit'"):
         benchmark.wanted(("mit",), Path("."), "tiny")
+
+
+@pytest.mark.parametrize(("notch_hz", "left"), [(None, 0.9), (50.0, 0.1)])
+def test_a_recording_is_filtered_as_the_models_windows_were(notch_hz, left):
+    """Hum of 50 Hz stays in the windows of a model that was trained with it, and leaves those of one that was not."""
+    contract = InputContract(channels=("II",), units=("mV",), fs=250.0, window_s=10.0, band=(0.5, 100.0), notch_hz=notch_hz, kind="ecg")
+    t_T = np.arange(5000) / 250
+    hum_CT = np.sin(2 * np.pi * 50 * t_T)[None].astype(np.float32)
+    recording = Recording(fs=250.0, channels=("II",), units=("mV",), n_samples=5000, subject="", record="r", reader=lambda start, stop: hum_CT[:, start:stop])
+    fitted = timeline.arrange(recording, contract, hop_s=10.0, leads={})
+    (_, x_NCT), *_ = timeline.windows(fitted)
+    amplitude = np.abs(2 * (x_NCT[0, 0] * np.exp(-2j * np.pi * 50 * t_T[:2500])).mean())
+    assert (amplitude > left) if notch_hz is None else (amplitude < left)
+    assert ("notch: 50 Hz" in fitted.steps) == (notch_hz is not None)

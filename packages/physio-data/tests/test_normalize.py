@@ -80,8 +80,10 @@ def test_a_lost_channel_enters_no_statistic(name):
     assert np.allclose(y_BCT[1, [0, 2]], alone[0], atol=1e-6) and not y_BCT[1, 1].any()
     others = [0, 2, 3]
     assert np.array_equal(y_BCT[others], normalize(x_BCT[others], name, valid_BT[others])[0])
-    with pytest.raises(ValueError, match="no channel in item 2"):
-        normalize(x_BCT, name, channel_present_BC=np.arange(4)[:, None] != np.full(3, 2))
+    without, _ = normalize(x_BCT, name, channel_present_BC=np.arange(4)[:, None] != np.full(3, 2))
+    assert not without[2].any() and without[1].any()
+    with pytest.raises(ValueError, match=r"channel_present_BC must be \(batch, channels\)"):
+        normalize(x_BCT, name, channel_present_BC=np.ones((4, 2), bool))
 
 
 def test_a_small_pulse_on_a_large_offset_keeps_its_shape():

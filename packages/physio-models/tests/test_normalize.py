@@ -57,9 +57,10 @@ def test_a_lost_channel_counts_nowhere_and_is_zero(name: str, n_valid: int):
         assert not y_CT[~present_C].any() and not y_CT[:, n_valid:].any()
 
 
-def test_an_item_without_a_channel_is_refused():
-    with pytest.raises(ValueError, match="no channel in item 1"):
-        normalize(torch.randn(2, 2, 5), "lead_zscore", channel_present_BC=torch.tensor([[True, False], [False, False]]))
+@pytest.mark.parametrize("name", sorted(NORMALIZERS - {"fixed"}))
+def test_an_item_without_any_channel_is_zero(name: str):
+    y_BCT, _ = normalize(torch.randn(2, 2, 5), name, channel_present_BC=torch.tensor([[True, False], [False, False]]))
+    assert y_BCT[0, 0].any() and not y_BCT[0, 1].any() and not y_BCT[1].any()
     with pytest.raises(ValueError, match=r"channel_present_BC must be \(batch, channels\)"):
         normalize(torch.randn(2, 2, 5), "lead_zscore", channel_present_BC=torch.ones(2, 3))
 

@@ -92,8 +92,8 @@ def normalize(
         statistic, axis = _STATISTICS[name]
         x64 = x_BCT.astype(np.float64)
         x64 = x64 if invalid_BCT is None else np.where(invalid_BCT, np.nan, x64)
-        if lost_BC1 is not None and axis == (2,):
-            x64 = np.where(lost_BC1, 0.0, x64)  # of its own a lost channel has a flat statistic
+        if lost_BC1 is not None:  # of its own a lost channel has a flat statistic, and so has an item without any channel
+            x64 = np.where(lost_BC1 if axis == (2,) else lost_BC1.all(1, keepdims=True), 0.0, x64)
         offset, scale = statistic(x64, axis)
     else:
         offset, scale = _given(fixed if name == "fixed" else (0.0, 1.0), x_BCT)
@@ -159,8 +159,6 @@ def _as_present(channel_present_BC: np.ndarray, x_BCT: np.ndarray) -> np.ndarray
     channel_present_BC = np.asarray(channel_present_BC, bool)
     if channel_present_BC.shape != x_BCT.shape[:2]:
         raise ValueError(f"channel_present_BC must be (batch, channels) = {x_BCT.shape[:2]}, got {channel_present_BC.shape}")
-    if not channel_present_BC.any(-1).all():
-        raise ValueError(f"channel_present_BC has no channel in item {int(np.argmin(channel_present_BC.any(-1)))}; leave that item out")
     return channel_present_BC
 
 

@@ -96,7 +96,8 @@ def normalize(
         statistic, whole_item = _STATISTICS[name]
         groups = (n_items, 1, -1) if whole_item else (n_items, n_channels, -1)
         if channel_present_BC is not None:  # a lost channel has no part in an item's statistic, and of its own it has a flat one
-            x_BCT, counted_BCT = x_BCT.masked_fill(~present_BC1, 0.0), real_BCT if whole_item else counted_BCT
+            x_BCT = x_BCT.masked_fill(~present_BC1, 0.0)
+            counted_BCT = torch.where(present_BC1.any(1, keepdim=True), real_BCT, counted_BCT) if whole_item else counted_BCT
         offset, scale = statistic(x_BCT.reshape(groups), counted_BCT.reshape(groups))
     else:
         offset, scale = _given(fixed or (0.0, 1.0), x_BCT)
@@ -136,11 +137,7 @@ def _real(x_BCT: Tensor, valid_BT: Tensor | None) -> Tensor:
 def _present(x_BCT: Tensor, channel_present_BC: Tensor) -> Tensor:
     if channel_present_BC.shape != x_BCT.shape[:2]:
         raise ValueError(f"channel_present_BC must be (batch, channels) = {tuple(x_BCT.shape[:2])}, got {tuple(channel_present_BC.shape)}")
-    channel_present_BC = channel_present_BC.bool()
-    empty_B = ~channel_present_BC.any(-1)
-    if bool(empty_B.any()):
-        raise ValueError(f"channel_present_BC has no channel in item {int(empty_B.nonzero()[0])}; leave that item out")
-    return channel_present_BC[..., None]
+    return channel_present_BC.bool()[..., None]
 
 
 def _check_finite(x_BCT: Tensor, real_BCT: Tensor) -> None:
