@@ -263,8 +263,7 @@ def run_cells(todo: Sequence[Cell], n_processes: int, keep: Callable[[Cell, Pred
     missing = [cell for cell in todo if not cell.path.is_file() and not cell.path.with_suffix(".why").is_file()]
     if missing:
         say(f"{len(todo) - len(missing)} of {len(todo)} cells are there, {len(missing)} to do")
-    for part in ([c for c in missing if c.job.source != "fused"], [c for c in missing if c.job.source == "fused"]):  # these read the encoders of the first
-        rows.each_job([cell.job for cell in part], n_processes, lambda i, done, part=part: keep(part[i], done))
+    rows.each_job([cell.job for cell in missing], n_processes, lambda i, done: keep(missing[i], done))
     return [f"{c.job.row}: no cell, {c.path.with_suffix('.why').read_text(encoding='utf-8').strip()}" for c in todo if c.path.with_suffix(".why").is_file()]
 
 

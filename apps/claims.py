@@ -8,7 +8,7 @@ import numpy as np
 
 from physio_train import comparisons, table
 from physio_train.metrics import auroc, average_precision, ectopic_beats
-from physio_train.predictions import Aligned, Predictions, align, same_windows
+from physio_train.predictions import Aligned, Predictions, align, clusters_of, same_windows
 from physio_train.statistics import MIN_CLUSTERS
 from physio_train.table import Table
 
@@ -73,10 +73,6 @@ def delong(there: Predictions, a: str, b: str, level: float) -> comparisons.Diff
     return found if np.isfinite(found.p) else None
 
 
-def clusters_of(a: Aligned) -> np.ndarray:
-    return np.where(a.subject != "", a.subject, a.record)
-
-
 def per_subject_notes(there: Predictions, kind: str) -> list[str]:
     """With fewer than ten subjects: each one's own figure, or why it has none."""
     first = align(there, there.rows[0])
@@ -131,7 +127,7 @@ def class_notes(there: Predictions, kind: str) -> list[str]:
 
 def ectopic_text(a: Aligned, classes: Sequence[str], known: np.ndarray) -> str:
     """`VEB Se 77.7 %, PPV 81.9 %; SVEB Se 75.9 %, PPV 38.5 %`, means over runs."""
-    known = known & (np.nansum(a.labels_NK, axis=1) == 1)
+    known = known & table.one_class(a)
     y_N = np.argmax(a.labels_NK[known], axis=1)
     runs = [ectopic_beats(y_N, np.argmax(run[known], axis=1), tuple(classes)) for run in a.runs]
     finite = lambda values: [v for v in values if np.isfinite(v)]  # noqa: E731

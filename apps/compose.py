@@ -27,7 +27,7 @@ from physio_data.prepare import PrepareConfig
 from physio_data.shards import chunk_windows
 from physio_data.store import Store, Stores
 from physio_models import FITS, MODELS, OBJECTIVES, nearest, resolve
-from physio_models.contract import InputContract, SignalSpec, normalize
+from physio_models.contract import BUTTERWORTH, InputContract, SignalSpec, normalize
 from physio_models.pretrained import build_untrained, from_pretrained, load_strictly
 from physio_train import Batches, FitConfig, RandomCrop, Streams, World
 from tokens import Tokens
@@ -205,7 +205,8 @@ def open_stores(paths: Sequence[Path | str], task: str | None = None, lead: Mapp
         ours = {theirs: name for name, theirs in lead.items()}
         there = dict.fromkeys(name for member in members for name in member.channels)
         if unknown := [theirs for theirs in ours if theirs not in there]:
-            raise ValueError(f"--lead names {', '.join(unknown)}, which is no channel of the stores; they have {', '.join(there)}")
+            where = "the store; it has" if len(members) == 1 else "the stores; they have"
+            raise ValueError(f"--lead names {', '.join(unknown)}, which is no channel of {where} {', '.join(there)}")
         members = [Store(member.path, task=task, channels=[ours.get(name, name) for name in member.channels]) for member in members]
     return members[0] if len(members) == 1 else Stores(members, task=task)
 
@@ -261,7 +262,7 @@ def spec_of(store: Store | Stores) -> SignalSpec:
         fs=store.fs,
         n_samples=store.n_samples,
         band=None if raw or band is None else tuple(band),
-        filter=store.manifest.get("filter") or "butterworth",
+        filter=store.manifest.get("filter") or BUTTERWORTH,
         notch_hz=None if raw else store.manifest.get("notch_hz"),
         kind=store.kind,
     )
@@ -291,10 +292,14 @@ def seen_of(store: Store | Stores, rows: np.ndarray, *, weights: str = "") -> di
     before = {"stores": [], "subjects": []}
     if weights and (before := from_pretrained(weights).seen) is None:
         raise ValueError(f"{weights} does not say what it was trained on (seen.json), so nothing that starts from it could: train from a run folder")
-    return {
-        "stores": [*before["stores"], *(name for name in store.hash.split(",") if name not in before["stores"])],
-        "subjects": sorted({*before["subjects"], *store.index["subject"][rows].tolist()}),
-    }
+    return joined(before, {"stores": store.hash.split(","), "subjects": store.index["subject"][rows].tolist()})
+
+
+def joined(seen: Mapping[str, Any] | None, more: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What either saw; None where one of them is unknown."""
+    if seen is None or more is None:
+        return None
+    return dict(seen) | {"stores": list(dict.fromkeys([*seen["stores"], *more["stores"]])), "subjects": sorted({*seen["subjects"], *more["subjects"]})}
 
 
 class WithNext:

@@ -133,7 +133,7 @@ def tune(encoder: Encoder, store: Store | Stores, question: Question, train_N: n
         raise ValueError(f"task {task.name!r}: the training windows hold one class only; a classifier needs two")
     fitted = fitted_on(store, question, np.concatenate([train_N, held_N]))
     known, untrained = {"name": encoder.name, "config": encoder.config, "tokenize": encoder.tokenize}, encoder.untrained
-    known["seen"] = joined(encoder.seen, fitted)  # its weights learn from these windows too
+    known["seen"] = compose.joined(encoder.seen, fitted)  # its weights learn from these windows too
     encoder = Encoder(copy.deepcopy(encoder.model), encoder.contract, **known)
     n_classes = 2 if task.kind == "binary" else max(1, len(task.classes))
     objective = tuning.Finetune(
@@ -216,22 +216,15 @@ def fitted_on(store: Store | Stores, question: Question, numbers_N: np.ndarray) 
     return {"stores": [members[m].hash for m in np.unique(member_N)], "subjects": np.unique(store.index["subject"][rows_N]).tolist()}
 
 
-def joined(seen: Mapping[str, Any] | None, fitted: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """What either saw; None where one of them is unknown."""
-    if seen is None or fitted is None:
-        return None
-    return dict(seen) | {"stores": list(dict.fromkeys([*seen["stores"], *fitted["stores"]])), "subjects": sorted({*seen["subjects"], *fitted["subjects"]})}
-
-
 def labels_of(store: Store | Stores, name: str) -> tuple[str, ...]:
     """What a store calls 0 and 1 of a binary task; empty for other tasks, and where it does not say."""
     spec = (store.stores[0] if isinstance(store, Stores) else store).tasks[name]
     return tuple(spec["classes"]) if spec["kind"] == "binary" else ()
 
 
-def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray, spec: SignalSpec | None = None) -> np.ndarray:
-    """Scores (N, K) of rows of a store; `spec` says what its windows are where the store's own names are not the model's."""
-    spec, out = spec or compose.spec_of(store), []
+def predict(model: Tuned | Saved, store: Store | Stores, rows_N: np.ndarray) -> np.ndarray:
+    """Scores (N, K) of rows of a store."""
+    spec, out = compose.spec_of(store), []
     if isinstance(model, Tuned):
         model.classifier.eval()
     for start in range(0, len(rows_N), BATCH):
@@ -369,7 +362,7 @@ def _origin(encoder: Encoder, meta: Mapping[str, Any]) -> dict[str, Any]:
     """What `head.json` says of where a head comes from; folders of before it said so leave it open."""
     labels = meta.get("labels")
     said = {"fitted": meta.get("fitted"), "labels": None if labels is None else tuple(labels), "untrained": bool(meta.get("untrained"))}
-    return said | {"seen": joined(encoder.seen, said["fitted"])}
+    return said | {"seen": compose.joined(encoder.seen, said["fitted"])}
 
 
 def save_rocket(folder: Path, model: minirocket.MiniRocket, task: Task, contract: InputContract, seen: Mapping[str, Any]) -> Path:

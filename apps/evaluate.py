@@ -24,7 +24,6 @@ import downstream
 from console import say
 from label_maps import LabelMap
 from physio_data.store import Store, Stores
-from physio_models.contract import SignalSpec
 from physio_train import floors, table
 from physio_train import predictions as prediction_files
 from physio_train.metrics import accuracy, auroc, macro_f1
@@ -84,16 +83,16 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
         module, _, name = SUBCOMMANDS[arguments[0]].partition(":")
         return getattr(importlib.import_module(module), name)(arguments[1:])
     app = tyro.cli(Evaluate, args=list(arguments), description=__doc__)
-    store = compose.open_stores(app.data)
+    store = compose.open_stores(app.data, lead=app.lead)
     if app.together and len(app.ckpt) < 2:
         raise ValueError("--together is the mean score of several models: give their folders with --ckpt A B ...")
     rows_N = compose.rows_of(store, tuple(app.use.split("+"))) if app.use else store.rows()
-    spec = named(compose.spec_of(store), app.lead or {})
+    spec = compose.spec_of(store)
     parts, headings, names, notes = [], [], [], [f"channel {name} of the store taken for {channel}" for channel, name in (app.lead or {}).items()]
     for seed, path in enumerate(app.ckpt):
         saved = downstream.load(path, reference=app.reference, probe=app.probe, spec=spec)
         saved.contract.check(spec)
-        part, task, said = scored(app, saved, store, rows_N, spec)
+        part, task, said = scored(app, saved, store, rows_N)
         parts.append(replace(part, seed=np.full(len(part), seed)))
         heading, known = downstream.known_of(saved, store, rows_N)
         notes += [note for note in (*said, *known) if note not in notes]
@@ -151,7 +150,7 @@ def called(predicted: Predictions, row: str, against: str | None = None) -> dict
     if against is not None and against not in predicted.names:
         raise ValueError(f"--against {against} is no class of the task; it has {', '.join(predicted.names)}")
     found = prediction_files.align(predicted, row)
-    known_N = np.nansum(found.labels_NK, axis=1) == 1  # a class that no label map reaches has no column
+    known_N = table.one_class(found)
     y_N = found.labels_NK[known_N].argmax(axis=1)
     call_runs = [run[known_N].argmax(axis=1) for run in found.runs]
     figures = {"accuracy": [accuracy(y_N, call_N) for call_N in call_runs], "macro F1": [macro_f1(y_N, call_N) for call_N in call_runs]}
@@ -168,15 +167,7 @@ def text_of(values: Sequence[float]) -> str:
     return f"{np.mean(values):.4f} (sd {np.std(values, ddof=1):.4f} over {len(values)} runs)"
 
 
-def named(spec: SignalSpec, leads: Mapping[str, str]) -> SignalSpec:
-    """What the store's windows are, channels under the model's names. ValueError for a channel that the store does not have, or two of one name."""
-    if unknown := [name for name in leads.values() if name not in spec.channels]:
-        raise ValueError(f"--lead names {', '.join(unknown)}, which is no channel of the store; it has {', '.join(spec.channels)}")
-    theirs = {name: channel for channel, name in leads.items()}
-    return replace(spec, channels=tuple(theirs.get(name, name) for name in spec.channels))
-
-
-def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray, spec: SignalSpec) -> tuple[Predictions, Task, list[str]]:
+def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N: np.ndarray) -> tuple[Predictions, Task, list[str]]:
     """The predictions of all rows under the store's task, where it has it."""
     name = app.task or saved.task.name
     notes, label_map = [], None if app.label_map is None else LabelMap.read(app.label_map)
@@ -193,7 +184,7 @@ def scored(app: Evaluate, saved: downstream.Saved, store: Store | Stores, rows_N
     if label_map is None and name in store.tasks:
         saved, said = downstream.facing(saved, store, task, words)
         notes += said
-    score_NK, classes = downstream.predict(saved, store, rows_N, spec), saved.task.columns
+    score_NK, classes = downstream.predict(saved, store, rows_N), saved.task.columns
     if label_map is not None:
         mapped = label_map.scores(score_NK, classes, task.columns, unmapped=app.unmapped)
         score_NK, classes = mapped.scores_NK, mapped.columns
@@ -264,7 +255,7 @@ def by_subject(out: Path, predicted: Predictions, task: Task) -> dict[str, dict[
     Returns for every class of a task with classes how many subjects there are, how many have both classes, and the mean AUROC of those (None: of nobody);
     a subject of one class has no part in the mean.
     """
-    who = np.where(predicted.subject != "", predicted.subject, predicted.record)
+    who = prediction_files.clusters_of(predicted)
     own: dict[str, list[float]] = {c: [] for c in predicted.names}
     with (out / "per_subject.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")

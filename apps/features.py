@@ -174,7 +174,7 @@ def _reader(store: Store | Stores, rows: np.ndarray | None, views: int, augmenta
         store=store,
         rows_N=store.rows() if rows is None else np.asarray(rows, np.int64),
         band=band,
-        filter=manifest.get("filter") or "butterworth",
+        filter=spec.filter,
         notch_hz=notch_hz,
         steps=steps,
         n_views=views,

@@ -94,8 +94,9 @@ def _scores(ax: Any, line_M: np.ndarray, edge_M1: np.ndarray, name: str, colour:
 def _excerpt(ax: Any, fitted: Any, edge_s: np.ndarray, score_M: np.ndarray, name: str) -> None:
     recording = fitted.recording
     top = int(np.argmax(np.nan_to_num(score_M, nan=-np.inf)))
-    start = int(edge_s[top] * recording.fs)
-    stop = min(recording.n_samples, start + int(fitted.plan.window_s * recording.fs))
+    length = min(recording.n_samples, int(fitted.plan.window_s * recording.fs))
+    start = min(int(edge_s[top] * recording.fs), recording.n_samples - length)
+    stop = start + length
     x_CT = recording.read(start, stop)
     time_s, whole = np.arange(x_CT.shape[1]) / recording.fs, int(start / recording.fs)
     for x_T, channel in zip(x_CT, recording.channels, strict=True):
@@ -115,6 +116,8 @@ def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Seq
     """A panel a question: every row's first figure with its interval, floors in grey."""
     from matplotlib.figure import Figure
 
+    from claims import is_floor
+
     n_down = -(-len(tables) // across)
     most = max(len(shown.rows) for shown in tables.values())
     fig = Figure(figsize=(4.6 * min(across, len(tables)), (0.8 + 0.24 * most) * n_down), layout="constrained")
@@ -126,8 +129,7 @@ def leaderboard(path: Path, tables: Mapping[str, Any], columns: Mapping[str, Seq
         rows = [row for row in shown.rows if row.cells[lead].value is not None]
         for place, row in enumerate(reversed(rows)):
             cell = row.cells[lead]
-            floor = row.name.partition(" of ")[0] in ("twin", "handcrafted", "leak", "supervised")
-            colour = "0.55" if floor else "C0"
+            colour = "0.55" if is_floor(row.name) else "C0"
             if cell.low is not None and cell.high is not None:
                 ax.plot([cell.low, cell.high], [place, place], color=colour, lw=1.5)
             ax.plot(cell.value, place, "o", color=colour, ms=5)

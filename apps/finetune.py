@@ -26,7 +26,6 @@ from encoders import Origin
 from physio_models import MODELS, resolve
 from physio_models.contract import Encoder
 from physio_train import predictions as prediction_files
-from physio_train.few_shot import labelled_subjects, validation_part
 from physio_train.folds import FoldSpec
 from physio_train.run import write_json
 from questions import Question
@@ -103,22 +102,11 @@ def notes_of(jobs: Sequence[Job]) -> list[str]:
     for job in jobs:
         if job.tuned is None or job.tuned.keep == "last":
             continue
-        found = Counter(note for spec in job.specs for note in tuning_notes(job.question.task, job.question.windows.y[validation_of(job, spec)]))
+        found = Counter(note for spec in job.specs for note in tuning_notes(job.question.task, job.question.windows.y[rows.sides(job, spec)[1]]))
         for note, n in found.items():
             where = "" if len(job.specs) == 1 else f"in {n} of {len(job.specs)} folds "
             notes.append(f"{job.row}: {where}{note}")
     return notes
-
-
-def validation_of(job: Job, spec: FoldSpec) -> np.ndarray:
-    """The windows that choose a fine-tuned row's pass in a fold, as `rows.work` takes them."""
-    question, windows = job.question, job.question.windows
-    if question.validation is not None:
-        return question.validation
-    train = spec.train
-    if job.fraction < 1:
-        train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=question.task.kind, seed=job.seed + spec.repeat)]
-    return train[validation_part(windows.groups[train], windows.y[train], seed=job.seed)]
 
 
 def scratch_origin(store, size: str, seed: int = 0) -> Origin:

@@ -116,13 +116,19 @@ def run_jobs(jobs: Sequence[Job], n_processes: int) -> tuple[list[Done], list[st
         else:
             refused[jobs[i].row] = f"{jobs[i].row}: no row, {result}"
 
-    for part in ([i for i, job in enumerate(jobs) if job.source != "fused"], [i for i, job in enumerate(jobs) if job.source == "fused"]):
-        each_job([jobs[i] for i in part], n_processes, lambda j, result, part=part: keep(part[j], result))  # these read the encoders of the first
+    each_job(jobs, n_processes, keep)
     return [done[i] for i in range(len(jobs)) if i in done and jobs[i].row not in refused], list(refused.values())
 
 
 def each_job(jobs: Sequence[Job], n_processes: int, keep: Callable[[int, Done | ValueError], None]) -> None:
-    """Do all jobs; `keep(number, result)` is called as each is done, with a ValueError where the job cannot be."""
+    """Do all jobs; `keep(number, result)` is called as each is done, with a ValueError where the job cannot be. The fused come last: they read the encoders
+    that others leave in their folders."""
+    for fused in (False, True):
+        numbers = [i for i, job in enumerate(jobs) if (job.source == "fused") == fused]
+        _together([jobs[i] for i in numbers], n_processes, lambda j, result, numbers=numbers: keep(numbers[j], result))
+
+
+def _together(jobs: Sequence[Job], n_processes: int, keep: Callable[[int, Done | ValueError], None]) -> None:
     if not jobs:
         return
     with console.progress("probe", len(jobs)) as show:
@@ -174,26 +180,31 @@ def work(job: Job) -> Done:
 
 
 def _work(job: Job) -> Done:
-    question, parts_, fitted = job.question, [], None
-    windows, held = question.windows, question.validation
+    question, windows, parts_, fitted = job.question, job.question.windows, [], None
     of_fold, n_made = _features(job) if job.tuned is None else (lambda spec: np.arange(len(windows)), 0)
     for spec in job.specs:
         x_N = of_fold(spec)
-        train = spec.train if held is None else np.setdiff1d(spec.train, held)
-        if job.fraction < 1:
-            train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=question.task.kind, seed=job.seed + spec.repeat)]
-        fitted = _fitted(job, x_N, n_made, train, held, spec)
+        fitted = _fitted(job, x_N, n_made, *sides(job, spec))
         parts_.append(predict(job.row, fitted, x_N[spec.test], windows.take(spec.test), question.task, seed=job.seed, repeat=spec.repeat, fold=str(spec.fold)))
     return Done(job=job, predictions=concatenate(parts_), probe=fitted)
 
 
-def _fitted(job: Job, x_N: np.ndarray, n_made: int, train: np.ndarray, held: np.ndarray | None, spec: FoldSpec) -> Probe | ReadOutFit | TunedFit:
+def sides(job: Job, spec: FoldSpec) -> tuple[np.ndarray, np.ndarray | None]:
+    """The windows of a fold that a job is fitted on, and those that choose for it; None where inner folds do."""
+    windows, held = job.question.windows, job.question.validation
+    train = spec.train if held is None else np.setdiff1d(spec.train, held)
+    if job.fraction < 1:
+        train = train[labelled_subjects(windows.groups[train], windows.y[train], job.fraction, kind=job.question.task.kind, seed=job.seed + spec.repeat)]
+    if job.tuned is None or held is not None:
+        return train, held
+    part = validation_part(windows.groups[train], windows.y[train], seed=job.seed)
+    return train[~part], train[part]
+
+
+def _fitted(job: Job, x_N: np.ndarray, n_made: int, train: np.ndarray, held: np.ndarray | None) -> Probe | ReadOutFit | TunedFit:
     """The job's read-out, fitted on the training windows alone; the last `n_made` features are hand-made."""
     windows, task = job.question.windows, job.question.task
     if job.tuned is not None:
-        if held is None:
-            part = validation_part(windows.groups[train], windows.y[train], seed=job.seed)
-            train, held = train[~part], train[part]
         store = _stores(job.question.stores, job.question.lead)
         return TunedFit(tuned=tune(job.encoder.open(store), store, job.question, train, held, job.tuned, job.seed), question=job.question)
     x_ND, y, groups = x_N[train], windows.y[train], windows.groups[train]
@@ -226,19 +237,19 @@ def _features(job: Job) -> tuple[Callable[[FoldSpec], np.ndarray], int]:
             raise ValueError(f"the encoder in {job.folder} saw test subject {min(both)}: delete that folder")
         return encoder_features(encoder, store, question)
 
-    if job.source == "inductive":
-        return of_fold, 0
-    if job.source == "twin" and job.setting != INITIAL:
-        return of_twin, 0
-    made = handcrafted_features(store, question.rows_N) if job.source in ("handcrafted", "fused") else None
-    if job.source == "fused" and job.folder:
-        return (lambda spec: np.concatenate([of_fold(spec), made], axis=1)), made.shape[1]
+    made = handcrafted_features(store, question.rows_N) if job.source in ("handcrafted", "fused") else np.zeros((len(question.rows_N), 0))
     if job.source == "handcrafted":
         return (lambda spec: made), made.shape[1]
-    fixed = of_twin(job.specs[0]) if job.source == "twin" else encoder_features(job.encoder.open(store), store, question)
-    if job.source == "fused":
-        fixed = np.concatenate([fixed, made], axis=1)
-    return (lambda spec: fixed), 0 if made is None else made.shape[1]
+    if job.source == "inductive" or (job.source == "fused" and job.folder):
+        own = of_fold
+    elif job.source == "twin" and job.setting != INITIAL:
+        own = of_twin
+    else:
+        fixed = of_twin(job.specs[0]) if job.source == "twin" else encoder_features(job.encoder.open(store), store, question)
+        own = lambda spec: fixed  # noqa: E731
+    if job.source != "fused":
+        return own, 0
+    return (lambda spec: np.concatenate([own(spec), made], axis=1)), made.shape[1]
 
 
 @cache

@@ -26,7 +26,7 @@ import console
 from physio_data.streaming import Stream, StreamPlan, Window
 from physio_data.timing import TIME_NAMES
 from physio_data.windows import n_samples
-from physio_models.contract import ANY, InputContract, SignalSpec
+from physio_models.contract import ANY, BUTTERWORTH, InputContract, SignalSpec
 from physio_train import probe as probes
 
 
@@ -165,8 +165,8 @@ def plan_of(
 ) -> tuple[StreamPlan, SignalSpec]:
     """How the stream becomes the contract's windows, and what these are."""
     hop = n_samples(contract.window_s / 2 if hop_s is None else hop_s, contract.fs)
-    band = None if contract.band in (None, ANY) else contract.band
-    if band is not None and contract.filter not in (ANY, "butterworth"):
+    band = contract.spec.band
+    if band is not None and contract.spec.filter != BUTTERWORTH:
         raise ValueError(
             f"the model's windows were filtered by {contract.filter!r}, which has no running form: use predict.py, or train on a store without --filter"
         )

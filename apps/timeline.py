@@ -71,7 +71,7 @@ def arrange(recording: Recording, contract: InputContract, *, hop_s: float, lead
         except ValueError as error:
             raise ValueError(f"channel {channel} is in {have!r}, the model needs {want!r}: {error}") from None
         steps.append(f"unit of {channel}: {have}" + ("" if have == want else f" to {want}"))
-    band = None if contract.band in (None, ANY) else contract.band
+    band = contract.spec.band
     if recording.duration_s < contract.window_s:
         raise ValueError(f"the recording lasts {recording.duration_s:g} s, the model needs windows of {contract.window_s:g} s")
     nyquist_hz = recording.fs / 2

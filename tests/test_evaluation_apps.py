@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch import nn
 
 import benchmark
@@ -307,6 +308,10 @@ def test_a_file_is_scored_as_its_windows_are_and_stitched(tuned, folder):
     x = next(iter(timeline.windows(fitted)))[1]
     saved = downstream.load(out)
     assert found.scores["pvc"] == pytest.approx(saved.scores(x, fitted.spec)[:, 0], abs=1e-5)
+    panel = Figure().subplots()
+    edge_s = np.arange(len(found.start_s) + 2) * hop_s
+    figures._excerpt(panel, fitted, edge_s, edge_s[1:], "pvc")  # the last stretch scores highest: a whole window is shown all the same
+    assert panel.get_lines()[0].get_xdata()[-1] == pytest.approx(contract.window_s - 1 / contract.fs)
     for name in ("report.json", "timeline.csv", "episodes.csv", "figures/timeline.png"):
         assert (folder / "predicted" / name).is_file()
     steps = json.loads((folder / "predicted" / "report.json").read_text())["steps"]

@@ -14,6 +14,7 @@ import evaluate
 import finetune
 import prepare
 import probe
+import rows
 from encoders import Origin
 from physio_data.arrays import write_store
 from physio_data.corpora.contract import TaskSpec
@@ -256,10 +257,11 @@ def test_rows_without_a_validation_side_are_told_in_the_table(store):
     assert finetune.notes_of([replace(job, specs=(both,)), replace(job, tuned=replace(job.tuned, keep="last"))]) == []
     few = finetune.notes_of([replace(job, specs=(both,), fraction=0.5, tuned=None)])
     assert few == ["twin, handcrafted and leak read the labels of all training subjects, also beside rows with a share of them (%)"]
-    held = finetune.validation_of(job, both)
+    train, held = rows.sides(job, both)
+    assert np.array_equal(np.sort(np.concatenate([train, held])), both.train)
     assert set(y[held]) == {0, 1} and not set(who[held]) & set(who[np.setdiff1d(both.train, held)])
     part = replace(job, question=replace(question, validation=held))
-    assert np.array_equal(finetune.validation_of(part, both), held)
+    assert np.array_equal(rows.sides(part, both)[1], held)
 
 
 def test_a_label_that_validation_has_one_class_of_gets_a_threshold_of_one_half_and_a_note():

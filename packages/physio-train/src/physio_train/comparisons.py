@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.special import ndtr, ndtri
-from scipy.stats import rankdata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +68,20 @@ def delong(labels_N: np.ndarray, scores: Sequence[np.ndarray], clusters_N: np.nd
     return Areas(auroc_R=np.array(auroc), covariance_RR=s10 + s01 + s11 + s11.T, iid=clusters_N is None, n_clusters=n_clusters)
 
 
+def _midranks(score_N: np.ndarray) -> np.ndarray:
+    """1 to N, ties at their mean."""
+    from scipy.stats import rankdata  # slow to import, and few that import this module need it
+
+    return rankdata(score_N)
+
+
 def _components(y_N: np.ndarray, score_N: np.ndarray, cluster_N: np.ndarray, n_clusters: int) -> tuple[np.ndarray, np.ndarray]:
     """Structural components summed by cluster: of positives, the share of negatives below each; of negatives, the share of positives above."""
     if not np.isfinite(score_N).all():
         raise ValueError(f"scores must be finite where the label is known, {int((~np.isfinite(score_N)).sum())} are not: mend the model or its input")
     positive = y_N == 1
-    rank_N, own_N = rankdata(score_N), np.empty(len(y_N))
-    own_N[positive], own_N[~positive] = rankdata(score_N[positive]), rankdata(score_N[~positive])
+    rank_N, own_N = _midranks(score_N), np.empty(len(y_N))
+    own_N[positive], own_N[~positive] = _midranks(score_N[positive]), _midranks(score_N[~positive])
     other_N = (rank_N - own_N) / np.where(positive, (~positive).sum(), positive.sum())  # windows of the other class below, ties half
     above_S = np.bincount(cluster_N[positive], weights=other_N[positive], minlength=n_clusters)
     below_S = np.bincount(cluster_N[~positive], weights=1 - other_N[~positive], minlength=n_clusters)
@@ -105,7 +111,7 @@ def permutation(
     Scores become ranks within each method first, so that methods on different scales are exchangeable under the null hypothesis (Venkatraman & Begg 1996,
     Biometrika 83:835). p counts the observed difference itself, so it is never 0.
     """
-    a_N, b_N = rankdata(scores_a), rankdata(scores_b)
+    a_N, b_N = _midranks(scores_a), _midranks(scores_b)
     names, cluster_N = np.unique(np.asarray(clusters_N), return_inverse=True)
     observed = float(metric(labels_N, a_N) - metric(labels_N, b_N))
     if not np.isfinite(observed):

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from physio_train.muon import Muon
 from physio_train.parameters import Rule
 from physio_train.schedule_free import ScheduleFreeAdamW
-from physio_train.sharding import full, like
+from physio_train.sharding import full, is_shard, like
 
 if TYPE_CHECKING:
     from physio_train.config import FitConfig
@@ -72,7 +71,7 @@ def build(cfg: FitConfig, parameters: Mapping[str, nn.Parameter], rules: Mapping
     groups: dict[tuple, list[nn.Parameter]] = {}
     for name, p in parameters.items():
         kind = rules[name].kind if cfg.optimizer == "muon" else "adamw"
-        groups.setdefault((kind, not rules[name].decayed, -scale[name], isinstance(p, DTensor)), []).append(p)
+        groups.setdefault((kind, not rules[name].decayed, -scale[name], is_shard(p)), []).append(p)
     settings = [
         {"params": group, "weight_decay": 0.0 if bare else cfg.weight_decay, "lr_scale": -minus, "kind": kind}
         for (kind, bare, minus, _), group in sorted(groups.items(), key=lambda item: item[0])

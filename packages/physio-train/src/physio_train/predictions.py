@@ -76,6 +76,11 @@ class Aligned(NamedTuple):
     start_s: np.ndarray
 
 
+def clusters_of(windows: Aligned | Predictions) -> np.ndarray:
+    """Whose each window is (N,): the subject, or the record where nobody is named."""
+    return np.where(windows.subject != "", windows.subject, windows.record)
+
+
 def make(
     row: str,
     scores: Mapping[str, np.ndarray],

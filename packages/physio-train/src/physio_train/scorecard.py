@@ -11,9 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from physio_train.statistics import interval, replicates
-
-MIN_CLUSTERS = 10  # fewer subjects, or records of nobody named, give no interval
+from physio_train.statistics import MIN_CLUSTERS, interval, replicates
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,13 +7,13 @@ moment, and sees a unit whole only while it computes. What an objective owns sta
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from physio_train import distributed
 
@@ -56,9 +56,15 @@ def _layers(model: nn.Module) -> list[nn.Module]:
     return [layer for stack in stacks for layer in stack if any(True for _ in layer.parameters()) and not isinstance(layer, nn.ModuleList)]
 
 
+def is_shard(tensor: Tensor) -> bool:
+    """Whether a tensor lies in parts on several ranks. None can before its module is imported, which takes as long as half of torch: only `shard` does."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def is_sharded(model: nn.Module) -> bool:
     """Whether any parameter lies in parts on several ranks."""
-    return any(isinstance(p, DTensor) for p in model.parameters())
+    return any(is_shard(p) for p in model.parameters())
 
 
 @contextlib.contextmanager
@@ -78,18 +84,20 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 def local(tensor: Tensor) -> Tensor:
     """This rank's part of a tensor, sharing its memory; a plain tensor is its own part."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_shard(tensor) else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor on every rank. Every rank must call it."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if is_shard(tensor) else tensor
 
 
 def like(tensor: Tensor, model: Tensor, *, whole: bool = False) -> Tensor:
     """A tensor laid out as another: this rank's part given, or with `whole` the whole of it, of which this rank keeps its part."""
-    if not isinstance(model, DTensor):
+    if not is_shard(model):
         return tensor
+    from torch.distributed.tensor import DTensor, Replicate
+
     if whole:
         given = DTensor.from_local(tensor.to(model.device), model.device_mesh, [Replicate()], run_check=False)
         return given.redistribute(placements=model.placements)
@@ -98,10 +106,10 @@ def like(tensor: Tensor, model: Tensor, *, whole: bool = False) -> Tensor:
 
 def first_row(tensor: Tensor) -> int:
     """Where along its first axis this rank's part of a tensor begins."""
-    if not isinstance(tensor, DTensor):
+    if not is_shard(tensor):
         return 0
     (placement,) = tensor.placements
-    if not isinstance(placement, Shard) or placement.dim != 0:
+    if not placement.is_shard(dim=0):
         raise ValueError(f"a tensor lies on the ranks as {placement}: only parts along the first axis are saved")
     n_parts, rank = tensor.device_mesh.size(), tensor.device_mesh.get_local_rank()
     return min(tensor.shape[0], rank * -(-tensor.shape[0] // n_parts))
@@ -111,8 +119,8 @@ def first_row(tensor: Tensor) -> int:
 def clip_(parameters: list[Tensor], largest: float) -> Tensor:
     """`clip_grad_norm_` where some gradients are shards: the norm is that of the whole gradient. Returns it as it was before."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    parts = [local(g) for g in gradients if isinstance(g, DTensor)]
-    rest = [g for g in gradients if not isinstance(g, DTensor)]
+    parts = [local(g) for g in gradients if is_shard(g)]
+    rest = [g for g in gradients if not is_shard(g)]
     device = gradients[0].device
     square = torch.stack([n.square() for n in torch._foreach_norm(parts)]).sum() if parts else torch.zeros((), device=device)
     dist.all_reduce(square)

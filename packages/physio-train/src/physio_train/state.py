@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from physio_train import checkpoint, distributed, shards
 from physio_train.batches import Batches
@@ -22,7 +21,7 @@ from physio_train.ema import Ema
 from physio_train.optimizer import load_optimizer_numbers, load_optimizer_tensors, optimizer_numbers, optimizer_tensors
 from physio_train.parameters import trained
 from physio_train.schedule_free import Average
-from physio_train.sharding import first_row, full, is_sharded, like, local
+from physio_train.sharding import first_row, full, is_shard, is_sharded, like, local
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -119,7 +118,7 @@ class TrainState:
         """Write this rank's part of the state; returns every rank's file with its SHA-256, the index among them on rank 0."""
         where = distributed.world()
         names = [shards.name_of(rank, where.world_size) for rank in range(where.world_size)]
-        pieces = {key: (local(value), first_row(value), tuple(value.shape)) for key, value in state.items() if where.is_main or isinstance(value, DTensor)}
+        pieces = {key: (local(value), first_row(value), tuple(value.shape)) for key, value in state.items() if where.is_main or is_shard(value)}
         digests: list[str] = []
 
         def write() -> None:

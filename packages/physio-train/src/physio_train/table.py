@@ -14,7 +14,7 @@ import numpy as np
 from physio_train import metrics
 from physio_train.comparisons import bootstrap_p, holm
 from physio_train.floors import HEADINGS, headline
-from physio_train.predictions import Aligned, Predictions, align, same_windows
+from physio_train.predictions import Aligned, Predictions, align, clusters_of, same_windows
 from physio_train.statistics import MIN_CLUSTERS, interval, per_record_mean, replicates
 
 COLUMNS = {
@@ -185,7 +185,7 @@ class _Built:
         self.setting = max(figures, key=lambda setting: sign * figures[setting] if np.isfinite(figures[setting]) else -np.inf)
         self.figures, self.best = figures, self.aligned[self.setting]
         self.point = figures[self.setting]
-        clusters = _clusters(self.best)
+        clusters = clusters_of(self.best)
         self.n_clusters = len(np.unique(clusters))
         self.replicates = np.full(0, np.nan) if self.n_clusters < MIN_CLUSTERS else _headline_replicates(self.best, kind, clusters, n_resamples, seed)
 
@@ -237,14 +237,14 @@ def _mean(figure: Callable[[np.ndarray, np.ndarray], float], a: Aligned) -> floa
 
 def _of_calls(metric: Callable[[np.ndarray, np.ndarray], float], a: Aligned) -> float | None:
     """A figure of the calls, the class of the highest score; a window of no class that is scored cannot be called right and is left out."""
-    one_N = _one_class(a)
+    one_N = one_class(a)
     if not one_N.any():
         return None
     y_N = np.argmax(a.labels_NK[one_N], axis=1)
     return float(np.mean([metric(y_N, np.argmax(run[one_N], axis=1)) for run in a.runs]))
 
 
-def _one_class(a: Aligned) -> np.ndarray:
+def one_class(a: Aligned) -> np.ndarray:
     """Windows (N,) whose class has a column; a label map may reach only some of the data's classes."""
     return np.nansum(a.labels_NK, axis=1) == 1
 
@@ -322,10 +322,6 @@ def _labelled(a: Aligned) -> Aligned:
     return Aligned(a.labels_NK[keep], cut(a.runs), cut(a.thresholds), cut(a.folds), a.keys, a.subject[keep], a.record[keep], a.start_s[keep])
 
 
-def _clusters(a: Aligned) -> np.ndarray:
-    return np.where(a.subject != "", a.subject, a.record)
-
-
 def _probabilities(a: Aligned) -> bool:
     return all(((run >= 0) & (run <= 1)).all() for run in a.runs)
 
@@ -353,7 +349,7 @@ def _common_notes(first: Aligned, built: Mapping[str, _Built], kind: str) -> lis
         absent = [k for k in range(first.labels_NK.shape[1]) if len(np.unique(first.labels_NK[np.isfinite(first.labels_NK[:, k]), k])) < 2]
         if absent:
             notes.append(f"macro figures leave out {len(absent)} labels with one class only")
-    if kind == "multiclass" and (n_other := int((~_one_class(first)).sum())):
+    if kind == "multiclass" and (n_other := int((~one_class(first)).sum())):
         notes.append(
             f"{n_other} windows are of a class that is not scored: accuracy, balanced accuracy and macro F1 leave them out, "
             "the other figures count them as negatives of every class"
