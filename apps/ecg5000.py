@@ -26,7 +26,7 @@ from compose import Cohort, PretrainConfig, ReadOut, Size
 from console import say
 from downstream import TuneConfig, Tuned, save_rocket, save_tuned, tune
 from downstream import predict as tuned_scores
-from encoders import pretrained_here
+from encoders import Origin, pretrained_here
 from evaluate import called, mean_of, text_of
 from physio_data.store import Store
 from physio_models.contract import Encoder
@@ -52,7 +52,7 @@ class Network:
 
     model: object
     objective: MaskedReconstruction = field(default_factory=lambda: MaskedReconstruction(mask_ratio=0.75))
-    n_steps: int = 200
+    n_steps: int = 200  # 0: fine-tuned as initialised
     batch_size: int = 64
     tune: TuneConfig = field(default_factory=TuneConfig)
 
@@ -83,9 +83,10 @@ class Ecg5000:
 
 
 def networks(size: Size, patch: int = 1) -> dict[str, Network]:
-    """The row chosen here, and the five published ones at their widths and depths in the corrected layout, with `patch` samples a token."""
+    """The row chosen here, the same without pretraining, and the five published ones at their widths and depths in the corrected layout, with `patch`
+    samples a token."""
     brief = {"n_epochs": 1, "max_steps": 2} if size == "tiny" else {}
-    chosen = TuneConfig(balanced=False, mixup=0.4, layer_decay=1.0, lr=2e-3, batch_size=64, keep="last", ema_decay=0.98, **({"n_epochs": 25} | brief))
+    chosen = TuneConfig(balanced=False, mixup=0.4, layer_decay=1.0, lr=2e-3, batch_size=64, keep="last", ema_decay=0.98, **({"n_epochs": 60} | brief))
     published = TuneConfig(head="pooled", balanced=False, layer_decay=1.0, batch_size=64, keep="last", **({"n_epochs": 20} | brief))
     scan = TiMaeMambaConfig(patch=patch, depth=1, bidirectional=False, headdim=8, decoder_headdim=8, cls=True)
     models = {
@@ -95,9 +96,10 @@ def networks(size: Size, patch: int = 1) -> dict[str, Network]:
         "mamba large cls": replace(scan, width=512, pooling="cls"),
         "mamba large avg": replace(scan, width=512),
     }
-    rows = {"ti_mae chosen": Network(model=TiMaeConfig(patch=10), objective=MaskedReconstruction(mask_ratio=0.5), n_steps=100, tune=chosen)}
+    own = Network(model=TiMaeConfig(patch=20), objective=MaskedReconstruction(mask_ratio=0.5), n_steps=100, tune=chosen)
+    rows = {"ti_mae chosen": own, "ti_mae chosen, not pretrained": replace(own, n_steps=0)}
     rows |= {name if patch == 1 else f"{name}, patch {patch}": Network(model=model, tune=published) for name, model in models.items()}
-    return {name: replace(row, n_steps=2, batch_size=16) if size == "tiny" else row for name, row in rows.items()}
+    return {name: replace(row, n_steps=min(2, row.n_steps), batch_size=16) if size == "tiny" else row for name, row in rows.items()}
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
@@ -197,13 +199,16 @@ def samples(store: Store, rows_N: np.ndarray) -> np.ndarray:
 def tuned(row: Network, out: Path, store: Store, question: Question, spec: FoldSpec) -> Tuned:
     """The row's network, pretrained and fine-tuned on the fold's training series; rows that pretrain alike share the pretrained one."""
     cfg = config(row, spec.seed)
-    encoder = pretrained_here(cfg, out / "encoders" / pretraining(cfg) / f"seed{spec.seed}_fold{spec.fold}", spec.seed, store, question.rows_N[spec.train])
+    if row.n_steps == 0:
+        encoder = Origin(cfg=cfg, seed=spec.seed).open(store)
+    else:
+        encoder = pretrained_here(cfg, out / "encoders" / pretraining(cfg) / f"seed{spec.seed}_fold{spec.fold}", spec.seed, store, question.rows_N[spec.train])
     return tune(read_by(encoder, row.model), store, question, spec.train, np.zeros(0, np.int64), row.tune, spec.seed)
 
 
 def config(row: Network, seed: int) -> PretrainConfig:
     """How a row is pretrained; how its vector is pooled has no part in it."""
-    fit = FitConfig(n_steps=row.n_steps, batch_size=row.batch_size, lr=1e-3, weight_decay=1e-2, warmup=0.1, clip_norm=1.0, seed=seed)
+    fit = FitConfig(n_steps=max(1, row.n_steps), batch_size=row.batch_size, lr=1e-3, weight_decay=1e-2, warmup=0.1, clip_norm=1.0, seed=seed)
     base = replace(row.model, pooling="mean")
     return PretrainConfig(cohort=Cohort(corpus="ucr", split="official"), model=base, objective=row.objective, fit=fit, normalization="none", shift=False)
 
@@ -218,7 +223,7 @@ def read_by(encoder: Encoder, cfg: object) -> Encoder:
     """The same weights under the row's own pooling."""
     network = cfg.build()
     network.load_state_dict(encoder.model.state_dict())
-    return Encoder(network, encoder.contract, name=encoder.name, config=cfg, seen=encoder.seen)
+    return Encoder(network, encoder.contract, name=encoder.name, config=cfg, seen=encoder.seen, untrained=encoder.untrained)
 
 
 def fitted_to(row: Network, store: Store) -> Network:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 import compose
 import downstream
@@ -118,6 +119,20 @@ def test_a_recording_of_nobody_named_leaves_the_training_side_too(tmp_path, caps
     sides = ["--train", str(tmp_path / "store-all"), "--test", str(tmp_path / "store-some")]
     probe.main(["--model", "ti_mae", "--size", "tiny", *sides, "--twins", "0", "--jobs", "1"])
     assert "12 recordings are in both stores: their 12 windows left the training side" in capsys.readouterr().out
+
+
+def test_the_row_without_pretraining_is_the_chosen_one_as_initialised(study, tmp_path):
+    store = Store(study[0] / "train")
+    question = ecg5000.question_of(store, (study[0] / "train",), store.rows(), compose.ReadOut(task="class"))
+    known = ecg5000.networks("tiny")
+    own, plain = known["ti_mae chosen"], known["ti_mae chosen, not pretrained"]
+    assert replace(plain, n_steps=own.n_steps) == own and own.n_steps > 0
+    spec = ecg5000.FoldSpec(seed=3, repeat=0, fold=0, train=np.arange(30), test=np.arange(30, 45))
+    still = replace(ecg5000.fitted_to(plain, store), tune=replace(plain.tune, lr=1e-12, ema_decay=None))
+    made = ecg5000.tuned(still, tmp_path, store, question, spec)
+    assert made.untrained and not (tmp_path / "encoders").exists()
+    initial = compose.build_model(ecg5000.config(still, 3), 3).state_dict()
+    assert all(torch.allclose(value, initial[key], atol=1e-9) for key, value in made.encoder.model.state_dict().items())
 
 
 def test_what_cannot_be_asked_is_named(study):
