@@ -89,12 +89,12 @@ def test_mistakes_are_named(store, tmp_path):
 def test_the_app_ends_with_json_and_ctrl_c_leaves_nothing(store, tmp_path):
     done = subprocess.run([sys.executable, APP, "--data", store, "--out", "t.json", "--merges", "50"], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["n_merges"] == 50
-    x_NCT = np.random.default_rng(0).normal(0, 1, (12000, 1, 1000)).astype(np.float32)
-    write_store(tmp_path / "large", x_NCT, fs=100.0, channels=["I"], units=["mV"], subject=[str(i) for i in range(12000)])
+    x_NCT = np.random.default_rng(0).normal(0, 1, (40000, 1, 1000)).astype(np.float32)
+    write_store(tmp_path / "large", x_NCT, fs=100.0, channels=["I"], units=["mV"], subject=[str(i) for i in range(40000)])
     command = [sys.executable, APP, "--data", tmp_path / "large", "--out", "never.json", "--use", "all", "--merges", "50000", "--levels", "256"]
     process = subprocess.Popen(list(map(str, command)), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None and "windows of" in process.stderr.readline()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=30)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "nothing was written" in err and "Traceback" not in err
     assert not (tmp_path / "never.json").exists()

@@ -65,7 +65,7 @@ def ranks():
         common = {"folder": str(folder), "world_size": n, "meet": str(tmp_path / f"meet_{name}"), **arguments}
         processes = [start(rank=rank, kill_at=kill_at if rank == kill_rank else None, **common) for rank in range(n)]
         for process in processes:
-            process.join(60)
+            process.join(300)
         return [process.exitcode for process in processes]
 
     return run

@@ -95,7 +95,7 @@ class FailsAfter(list):
 def test_killed_with_sigkill_and_gone_on_with_the_bytes_are_the_same(job, whole, tmp_path, begin_process):
     out = tmp_path / "killed"
     process = begin_process(folder=str(out), kill_after=int(np.random.default_rng().integers(0, job.N)))
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL and not out.exists()
     job.make(out)
     assert content(out) == content(whole)
@@ -105,7 +105,7 @@ def test_two_ranks_share_the_work_and_the_bytes_are_the_same(job, whole, tmp_pat
     out = tmp_path / "two"
     ranks = [begin_process(folder=str(out), rank=rank, world_size=2, meet=str(tmp_path / "meet")) for rank in range(2)]
     for process in ranks:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     assert content(out) == content(whole)
 

@@ -24,7 +24,7 @@ def last_bytes(folder):
 def test_killed_within_a_random_step(job, start, tmp_path):
     kill_at = int(np.random.default_rng().integers(2, 11))
     process = start(folder=str(tmp_path / "cut"), kill_at=kill_at)
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     newest = checkpoint.latest(tmp_path / "cut")
     assert newest.name == f"step_{kill_at // 2 * 2}", f"killed at {kill_at}"
