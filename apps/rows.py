@@ -37,7 +37,7 @@ from physio_train.folds import FoldSpec
 from physio_train.predictions import Predictions, concatenate
 from physio_train.probe import Probe, ProbeConfig
 from physio_train.protocol import predict
-from physio_train.readouts import fit_chosen, fit_fused, fit_readout, fit_thresholds
+from physio_train.readouts import fit_fused, fit_readout, fit_thresholds
 from questions import Question
 
 Source = Literal["encoder", "inductive", "fused", "twin", "handcrafted"]
@@ -208,13 +208,9 @@ def _fitted(job: Job, x_N: np.ndarray, n_made: int, train: np.ndarray, held: np.
         store = _stores(job.question.stores, job.question.lead)
         return TunedFit(tuned=tune(job.encoder.open(store), store, job.question, train, held, job.tuned, job.seed), question=job.question)
     x_ND, y, groups = x_N[train], windows.y[train], windows.groups[train]
-    if job.neighbours:
-        scores = fit_readout("knn", x_ND, y, groups, task.kind, task.classes, seed=job.seed)
-        empty = np.full(len(task.columns), np.nan)
-        return ReadOutFit(predict=scores, threshold_K=fit_thresholds("knn", x_ND, y, groups, task.kind, task.classes) if task.kind == "binary" else empty)
-    if job.source == "handcrafted":
-        chosen = fit_chosen(x_ND, y, groups, task.kind, task.classes, seed=job.seed)
-        return ReadOutFit(predict=chosen.predict, threshold_K=chosen.threshold_K)
+    if job.neighbours or job.source == "handcrafted":
+        given = ("knn" if job.neighbours else "blend", x_ND, y, groups, task.kind, task.classes, job.seed)
+        return ReadOutFit(predict=fit_readout(*given), threshold_K=fit_thresholds(*given))
     if job.source == "fused":
         fused = fit_fused(x_ND, x_ND.shape[1] - n_made, y, groups, task.kind, task.classes, seed=job.seed)
         return ReadOutFit(predict=fused.predict, threshold_K=fused.threshold_K)

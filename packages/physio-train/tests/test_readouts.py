@@ -6,14 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import f1_score, roc_auc_score
 from sklearn.neighbors import KNeighborsClassifier
 
 from physio_train import metrics, readouts
 from physio_train.few_shot import labelled_subjects, validation_part
 from physio_train.folds import grouped_folds
 from physio_train.probe import ProbeConfig, fit
-from physio_train.readouts import _vote, fit_chosen, fit_fused, fit_knn, fit_readout, fit_thresholds
+from physio_train.readouts import SHARES, _vote, fit_fused, fit_knn, fit_readout, fit_thresholds
 
 
 def ring(n=300, seed=0):
@@ -137,51 +137,77 @@ def test_a_validation_part_of_several_classes_or_labels_leaves_every_class_to_tr
     assert 0 < validation_part(groups, age).sum() < 48
 
 
-def test_the_better_of_blend_and_members_is_chosen_inside_the_training_subjects(monkeypatch):
+def odds(p):
+    p = np.clip(p, 1e-4, 1 - 1e-4)
+    return np.log(p / (1 - p))
+
+
+def test_the_blend_counts_each_of_the_trees_twice_on_the_log_odds_scale(monkeypatch):
     monkeypatch.setattr(readouts, "N_TREES", 30)
-    rng = np.random.default_rng(3)
-    x, g = rng.normal(size=(180, 12)), np.arange(180) // 6
-    y = (x.sum(1) + rng.normal(size=180) > 0).astype(np.int64)
-    y[:6] = -1
-    chosen = fit_chosen(x, y, g, "binary")
-    assert chosen.name == "linear" == max(chosen.figures, key=chosen.figures.get)  # a sum of many is a line's, not a tree's
-    fold = grouped_folds(g, y, 3, 0)
-    score = np.concatenate([fit_readout("linear", x[fold != f], y[fold != f], g[fold != f], "binary")(x[fold == f])[:, 0] for f in range(3)])
-    true = np.concatenate([y[fold == f] for f in range(3)])
-    assert chosen.figures["linear"] == pytest.approx(roc_auc_score(true[true >= 0], score[true >= 0]))
-    assert np.array_equal(chosen.predict(x), fit_readout("linear", x, y, g, "binary")(x)) and np.isfinite(chosen.threshold_K).all()
+    (x, y, g), (x_test, *_) = ring(), ring(seed=1)
+    linear, forest, boosted = (fit_readout(name, x, y, g, "binary")(x_test) for name in ("linear", "forest", "boosted"))
+    said = fit_readout("blend", x, y, g, "binary")(x_test)
+    assert np.allclose(said, 1 / (1 + np.exp(-(odds(linear) + 2 * odds(forest) + 2 * odds(boosted)) / 5)))
+    years = [fit_readout(name, x, 40 + x[:, 0], g, "regression")(x_test) for name in ("linear", "forest", "boosted")]
+    assert np.allclose(fit_readout("blend", x, 40 + x[:, 0], g, "regression")(x_test), (years[0] + 2 * years[1] + 2 * years[2]) / 5)
+    monkeypatch.setattr(readouts, "FOREST_WINDOWS", 299)
+    assert np.allclose(fit_readout("blend", x, y, g, "binary")(x_test), 1 / (1 + np.exp(-(odds(linear) + 2 * odds(boosted)) / 3)))
+
+
+def test_thresholds_are_the_f1_best_of_scores_that_the_window_had_no_part_in(monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 30)
     x, y, g = ring()
-    assert fit_chosen(x, y, g, "binary").name != "linear"
-    target = x[:, 0] ** 2
-    found = fit_chosen(x, target, g, "regression")
-    assert found.name != "linear" and found.figures[found.name] == min(found.figures.values()) and np.isnan(found.threshold_K).all()
-    two = fit_chosen(x, y, np.arange(300) // 150, "binary")
-    assert two.name == "blend" and np.isnan(two.figures["blend"])  # no inner fold can be fitted
+    fold, score = grouped_folds(g, y, 3, 0), np.zeros(300)
+    for f in range(3):
+        score[fold == f] = fit_readout("blend", x[fold != f], y[fold != f], g[fold != f], "binary")(x[fold == f])[:, 0]
+    f1 = [f1_score(y, score >= t) for t in score]
+    found = fit_thresholds("blend", x, y, g, "binary")
+    assert f1_score(y, score >= found[0]) == pytest.approx(max(f1))
 
 
-def test_two_views_are_blended_by_the_weight_that_inner_folds_prefer(monkeypatch):
+def shares_by_hand(x, y, g, n_first):
+    """Figures by share, and the share that one standard error over resampled subjects leaves: scikit-learn's AUROC with weights, one resample after another."""
+    first, second, z = np.zeros(len(y)), np.zeros(len(y)), x[:, :n_first]
+    z = (z - z.mean(0)) / z.std(0)
+    strength = fit(x[:, :n_first], y, g, ProbeConfig(kind="binary")).strength_K[0]
+    for f, fold in ((f, grouped_folds(g, y, 4, 0)) for f in range(4)):
+        theirs = LogisticRegression(C=strength, class_weight="balanced", tol=1e-9).fit(z[fold != f], y[fold != f])
+        first[fold == f] = theirs.predict_proba(z[fold == f])[:, 1]
+    for f, fold in ((f, grouped_folds(g, y, 3, 0)) for f in range(3)):
+        second[fold == f] = fit_readout("blend", x[fold != f, n_first:], y[fold != f], g[fold != f], "binary")(x[fold == f, n_first:])[:, 0]
+    scores = {share: share * odds(first) + (1 - share) * odds(second) for share in SHARES}
+    figures = {share: roc_auc_score(y, score) for share, score in scores.items()}
+    weights = [np.bincount(drawn, minlength=g.max() + 1)[g] for drawn in np.random.default_rng(9).integers(0, g.max() + 1, (200, g.max() + 1))]
+    drawn = {share: np.array([roc_auc_score(y, score, sample_weight=w) for w in weights]) for share, score in scores.items()}
+    best = max(figures, key=figures.get)
+    slack = {share: np.std(drawn[best] - drawn[share]) - (figures[best] - figures[share]) for share in SHARES}
+    return figures, slack
+
+
+@pytest.mark.parametrize(("own", "expected"), [(1.0, 0.5), (0.0, 0.0), (0.1, 0.25)])  # of the last .75 has the best figure, by less than it is sure
+def test_an_encoder_earns_its_share_beside_hand_made_features(own, expected, monkeypatch):
     monkeypatch.setattr(readouts, "N_TREES", 30)
     rng = np.random.default_rng(4)
     x, g = rng.normal(size=(300, 8)), np.arange(300) // 6
-    y = (x[:, 0] + x[:, 4] + 0.3 * rng.normal(size=300) > 0).astype(np.int64)
+    y = (own * x[:, 0] + x[:, 4] + 0.3 * rng.normal(size=300) > 0).astype(np.int64)
     fused = fit_fused(x, 4, y, g, "binary")
-    assert fused.weight in (0.25, 0.5, 0.75) and fused.figures[fused.weight] == max(fused.figures.values())
-    chosen = fit_chosen(x[:, 4:], y, g, "binary")
-    probe = fit(x[:, :4], y, g, ProbeConfig(kind="binary"))
-    assert fused.figures[0.0] == pytest.approx(chosen.figures[chosen.name])
-    fold, out = grouped_folds(g, y, 4, 0), np.zeros(300)
-    z = (x[:, :4] - x[:, :4].mean(0)) / x[:, :4].std(0)
-    for f in range(4):
-        theirs = LogisticRegression(C=probe.strength_K[0], class_weight="balanced", tol=1e-9).fit(z[fold != f], y[fold != f])
-        out[fold == f] = theirs.predict_proba(z[fold == f])[:, 1]
-    assert fused.figures[1.0] == pytest.approx(roc_auc_score(y, out), abs=1e-4)
-    odds = [np.log(np.clip(p, 1e-4, 1 - 1e-4) / (1 - np.clip(p, 1e-4, 1 - 1e-4))) for p in (probe.predict(x[:, :4]), chosen.predict(x[:, 4:]))]
-    assert np.allclose(fused.predict(x), 1 / (1 + np.exp(-(fused.weight * odds[0] + (1 - fused.weight) * odds[1]))))
-    noise = fit_fused(np.concatenate([rng.normal(size=(300, 4)), x], axis=1), 4, y, g, "binary")
-    assert noise.weight < 1 and noise.figures[noise.weight] >= noise.figures[0.0] > noise.figures[1.0]
-    target = x[:, 0] + x[:, 4]
-    found = fit_fused(x, 4, target, g, "regression")
-    assert found.figures[found.weight] == min(found.figures.values()) and np.isnan(found.threshold_K).all() and found.predict(x).shape == (300, 1)
+    figures, slack = shares_by_hand(x, y, g, 4)
+    assert list(fused.figures) == list(SHARES) and np.allclose(list(fused.figures.values()), list(figures.values()), atol=1e-4)
+    assert fused.share == expected and slack[fused.share] > -1e-3 and all(slack[share] < 1e-3 for share in SHARES if share < fused.share)
+    parts = fit(x[:, :4], y, g, ProbeConfig(kind="binary")).predict(x[:, :4]), fit_readout("blend", x[:, 4:], y, g, "binary")(x[:, 4:])
+    assert np.allclose(fused.predict(x), 1 / (1 + np.exp(-(fused.share * odds(parts[0]) + (1 - fused.share) * odds(parts[1])))))
+    assert np.isfinite(fused.threshold_K).all()
+
+
+def test_an_encoder_earns_its_share_of_a_number_and_none_where_nothing_can_be_judged(monkeypatch):
+    monkeypatch.setattr(readouts, "N_TREES", 30)
+    rng = np.random.default_rng(4)
+    x, g = rng.normal(size=(300, 8)), np.arange(300) // 6
+    found = fit_fused(x, 4, 3 * x[:, 0] + x[:, 4], g, "regression")
+    assert found.share > 0 and found.figures[found.share] < found.figures[0.0]  # an error: lower is better
+    assert np.isnan(found.threshold_K).all() and found.predict(x).shape == (300, 1)
+    two = fit_fused(x, 4, (x[:, 0] > 0).astype(np.int64), np.arange(300) // 150, "binary")
+    assert two.share == 0.0 and np.isnan(two.figures[1.0])  # no inner fold can be fitted
 
 
 @pytest.mark.parametrize("kind", ["multiclass", "multilabel"])

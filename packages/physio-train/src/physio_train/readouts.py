@@ -17,12 +17,14 @@ from physio_train.folds import grouped_folds
 from physio_train.metrics import best_threshold
 from physio_train.probe import FLAT, Kind, ProbeConfig, fit_with_scores
 from physio_train.probe import fit as fit_probe
+from physio_train.statistics import replicates
 
 ReadOutName = Literal["linear", "knn", "forest", "boosted", "blend"]
 N_TREES = 300  # of a forest
 N_ROUNDS = 120  # of boosting
-BLENDED = ("linear", "forest", "boosted")
-WEIGHTS = (0.5, 0.25, 0.75, 0.0, 1.0)  # of an encoder's read-out beside that of hand-made features
+BLENDED = {"linear": 1.0, "forest": 2.0, "boosted": 2.0}  # what each counts
+SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of an encoder's read-out beside that of hand-made features, least first
+N_DRAWS = 200  # resamples of the subjects that say how sure a share's gain is
 FOREST_WINDOWS = 10_000  # training windows up to which a forest is worth its time beside boosted trees
 Scores = Callable[[np.ndarray], np.ndarray]
 
@@ -31,8 +33,9 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     """Fit one read-out by name. Labels as `probe.fit`: -1 (NaN for regression) is unknown and passed over.
 
     linear: the probe. knn: `fit_knn`. forest: extremely randomised trees (Geurts et al. 2006). boosted: gradient-boosted trees (Friedman 2001), by histograms.
-    blend: the mean of linear, forest (up to `FOREST_WINDOWS`) and boosted, of probabilities on the log-odds scale. Trees weigh classes equally, as the probe
-    does.
+    blend: the mean of linear, forest (up to `FOREST_WINDOWS`) and boosted, each of the trees counted twice, of probabilities on the log-odds scale. Nothing
+    chooses among them: with few subjects the choice costs more than it wins, and folds that chose otherwise do not pool. Trees weigh classes equally, as
+    the probe does.
     ValueError for one class only.
     """
     if name == "linear":
@@ -40,75 +43,55 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     if name == "knn":
         return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
     if name == "blend":
-        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in _blended(len(x_ND))]
-        return partial(_blend_of, parts, kind)
+        names = [part for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
+        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in names]
+        return partial(_blend_of, parts, kind, [BLENDED[part] for part in names])
     if name not in ("forest", "boosted"):
         raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")
     return _fit_trees(name, x_ND, y, kind, len(classes), seed)
 
 
-class Chosen(NamedTuple):
-    """A read-out and what chose it: scores, F1-best thresholds (K,), its name, and every candidate's figure on inner folds (AUROC, or mean absolute error)."""
-
-    predict: Scores
-    threshold_K: np.ndarray
-    name: str
-    figures: dict[str, float]
-
-
-def fit_chosen(x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Chosen:
-    """The blend, or the member of it that is better on out-of-fold scores of three inner folds of the training subjects.
-
-    The figure is `floors.headline` of the pooled scores; the blend where none is better, or where the inner folds allow no figure. Its thresholds are of
-    the same scores. Labels and errors as `fit_readout`.
-    """
-    return fit_chosen_with_scores(x_ND, y, groups_N, kind, classes, seed)[0]
-
-
-def fit_chosen_with_scores(
-    x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0
-) -> tuple[Chosen, np.ndarray]:
-    """As `fit_chosen`, with the out-of-fold scores (N, K) of what was chosen; NaN where the inner folds allow none."""
-    names = _blended(len(x_ND))
-    scores = _out_of_fold(names, x_ND, y, groups_N, kind, classes, seed)
-    scores = {"blend": blend([scores[name] for name in names], kind)} | scores
-    best, figures = _best(scores, y, kind, classes)
-    return Chosen(fit_readout(best, x_ND, y, groups_N, kind, classes, seed), _thresholds(scores[best], y, kind, classes), best, figures), scores[best]
-
-
 class Fused(NamedTuple):
-    """Two read-outs of one window as one: scores from the features of both side by side, thresholds (K,), the first one's weight, and every weight's figure."""
+    """Two read-outs of one window as one: scores from the features of both side by side, thresholds (K,), the first one's share, and every share's figure."""
 
     predict: Scores
     threshold_K: np.ndarray
-    weight: float
+    share: float
     figures: dict[float, float]
 
 
 def fit_fused(x_ND: np.ndarray, n_first: int, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Fused:
-    """An encoder's features (the first `n_first` columns) by the probe and hand-made ones (the others) by `fit_chosen`, their scores blended.
+    """An encoder's features (the first `n_first` columns) by the probe and hand-made ones (the others) by `blend`, the two blended.
 
-    The weight is the best of `WEIGHTS` on the out-of-fold scores that both have from inner folds of the training subjects; the even blend where none is
-    better. Labels and errors as `fit_readout`.
+    The encoder's share has to be earned: it is the smallest of `SHARES` whose figure (`floors.headline` of the out-of-fold scores that both have from inner
+    folds of the training subjects) is within a standard error of the best one's (Breiman et al. 1984, section 3.4.3), subjects resampled. 0, the hand-made
+    features alone, where the inner folds allow no figure. Labels and errors as `fit_readout`.
     """
     probe, first_NK = fit_with_scores(x_ND[:, :n_first], y, groups_N, ProbeConfig(kind=kind, seed=seed), classes=classes)
-    chosen, second_NK = fit_chosen_with_scores(x_ND[:, n_first:], y, groups_N, kind, classes, seed)
-    scores = {weight: blend([first_NK, second_NK], kind, (weight, 1 - weight)) for weight in WEIGHTS}
-    best, figures = _best(scores, y, kind, classes)
-    return Fused(partial(_fused, probe.predict, chosen.predict, n_first, best, kind), _thresholds(scores[best], y, kind, classes), best, figures)
+    made = fit_readout("blend", x_ND[:, n_first:], y, groups_N, kind, classes, seed)
+    second_NK = _out_of_fold("blend", x_ND[:, n_first:], y, groups_N, kind, classes, seed)
+    scores = {share: blend([first_NK, second_NK], kind, (share, 1 - share)) for share in SHARES}
+    share, figures = _earned(scores, _targets(y, kind, len(classes)), np.asarray(groups_N), kind)
+    return Fused(partial(_fused, probe.predict, made, n_first, share, kind), _thresholds(scores[share], y, kind, classes), share, figures)
 
 
-def _fused(first: Scores, second: Scores, n_first: int, weight: float, kind: Kind, x_MD: np.ndarray) -> np.ndarray:
-    return blend([first(x_MD[:, :n_first]), second(x_MD[:, n_first:])], kind, (weight, 1 - weight))
+def _fused(first: Scores, second: Scores, n_first: int, share: float, kind: Kind, x_MD: np.ndarray) -> np.ndarray:
+    return blend([first(x_MD[:, :n_first]), second(x_MD[:, n_first:])], kind, (share, 1 - share))
 
 
-def _best(scores: Mapping[Any, np.ndarray], y: np.ndarray, kind: Kind, classes: tuple[str, ...]) -> tuple[Any, dict[Any, float]]:
-    """The best of some out-of-fold scores (N, K) by the table's headline, the first named where none is better; and every one's figure."""
-    label_NK = _targets(y, kind, len(classes))
+def _earned(scores: Mapping[float, np.ndarray], label_NK: np.ndarray, groups_N: np.ndarray, kind: Kind) -> tuple[float, dict[float, float]]:
+    """The first of some out-of-fold scores (N, K) that is within a standard error of the best, and every one's figure."""
     known_N = np.logical_and.reduce([np.isfinite(score_NK).all(axis=1) for score_NK in scores.values()]) & np.isfinite(label_NK).any(axis=1)
-    figures = {name: float(headline(label_NK[known_N], score_NK[known_N], kind)) if known_N.any() else np.nan for name, score_NK in scores.items()}
+    figures = {share: float(headline(label_NK[known_N], score_NK[known_N], kind)) if known_N.any() else np.nan for share, score_NK in scores.items()}
+    first = next(iter(scores))
+    if not np.isfinite(list(figures.values())).all():
+        return first, figures
     sign = -1.0 if kind == "regression" else 1.0
-    return max(figures, key=lambda name: sign * figures[name] if np.isfinite(figures[name]) else -np.inf), figures
+    best = max(figures, key=lambda share: sign * figures[share])
+    metric = partial(headline, kind=kind)
+    drawn = {share: replicates(metric, label_NK[known_N], score_NK[known_N], groups_N[known_N], n=N_DRAWS) for share, score_NK in scores.items()}
+    behind = {share: sign * (figures[best] - figures[share]) for share in scores}
+    return next(share for share in scores if behind[share] <= np.nanstd(drawn[best] - drawn[share])), figures
 
 
 def fit_thresholds(
@@ -117,23 +100,22 @@ def fit_thresholds(
     """F1-best thresholds (K,) on out-of-fold scores of three inner folds of the training subjects; NaN for regression and multi-class tasks."""
     if kind not in ("binary", "multilabel"):
         return np.full(max(1, len(classes)), np.nan)
-    return _thresholds(_out_of_fold((name,), x_ND, y, groups_N, kind, classes, seed)[name], y, kind, classes)
+    return _thresholds(_out_of_fold(name, x_ND, y, groups_N, kind, classes, seed), y, kind, classes)
 
 
-def _out_of_fold(names: tuple[str, ...], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...], seed: int) -> dict:
-    """Scores (N, K) by name from three inner folds of the training subjects; NaN where the other folds do not allow a fit."""
+def _out_of_fold(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...], seed: int) -> np.ndarray:
+    """Scores (N, K) from three inner folds of the training subjects; NaN where the other folds do not allow a fit."""
     y, groups_N = np.asarray(y), np.asarray(groups_N)
     target_NK = _targets(y, kind, len(classes))
     n_folds = min(3, len(np.unique(groups_N)))
     fold_N = grouped_folds(groups_N, target_NK if kind == "multilabel" else y, n_folds, seed)
-    out = {name: np.full(target_NK.shape, np.nan) for name in names}
+    out_NK = np.full(target_NK.shape, np.nan)
     for fold in np.unique(fold_N):
         rows = fold_N == fold
         there = [column[~rows & np.isfinite(column)] for column in (target_NK.T if kind != "multiclass" else [np.where(y >= 0, y, np.nan)])]
         if len(np.unique(groups_N[~rows])) > 1 and all(len(np.unique(column)) > 1 for column in there):
-            for name in names:
-                out[name][rows] = fit_readout(name, x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
-    return out
+            out_NK[rows] = fit_readout(name, x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
+    return out_NK
 
 
 def _thresholds(score_NK: np.ndarray, y: np.ndarray, kind: Kind, classes: tuple[str, ...]) -> np.ndarray:
@@ -222,8 +204,8 @@ def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
     return np.concatenate([part(x_MD) for part in parts], axis=1)
 
 
-def _blend_of(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
-    return blend([part(x_MD) for part in parts], kind)
+def _blend_of(parts: Sequence[Scores], kind: Kind, weights: Sequence[float], x_MD: np.ndarray) -> np.ndarray:
+    return blend([part(x_MD) for part in parts], kind, weights)
 
 
 def _tree_model(name: str, kind: Kind, n_windows: int, seed: int):
@@ -255,12 +237,8 @@ def _filled(x_ND: np.ndarray, fill_D: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x_ND), x_ND, fill_D)
 
 
-def _blended(n_windows: int) -> tuple[str, ...]:
-    return tuple(name for name in BLENDED if name != "forest" or n_windows <= FOREST_WINDOWS)
-
-
-def blend(scores: Sequence[np.ndarray], kind: Kind, weights: Sequence[float] | None = None) -> np.ndarray:
-    """The mean of scores (N, K), of probabilities on the log-odds scale; weighed where weights are given."""
+def blend(scores: Sequence[np.ndarray], kind: Kind, weights: Sequence[float]) -> np.ndarray:
+    """The weighted mean of scores (N, K), of probabilities on the log-odds scale."""
     if kind == "regression":
         return np.average(scores, axis=0, weights=weights)
     mean = np.average([logit(np.clip(score, 1e-4, 1 - 1e-4)) for score in scores], axis=0, weights=weights)
