@@ -43,9 +43,7 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     if name == "knn":
         return fit_knn(x_ND, y, groups_N, kind, classes, seed=seed)
     if name == "blend":
-        names = [part for part in BLENDED if part != "forest" or len(x_ND) <= FOREST_WINDOWS]
-        parts = [fit_readout(part, x_ND, y, groups_N, kind, classes, seed) for part in names]
-        return partial(_blend_of, parts, kind, [BLENDED[part] for part in names])
+        return _fit_blend(_blended(len(x_ND)), x_ND, y, groups_N, kind, classes, seed)
     if name not in ("forest", "boosted"):
         raise ValueError(f"name must be linear, knn, forest, boosted or blend, got {name!r}")
     return _fit_trees(name, x_ND, y, kind, len(classes), seed)
@@ -91,7 +89,7 @@ def _earned(scores: Mapping[float, np.ndarray], label_NK: np.ndarray, groups_N: 
     metric = partial(headline, kind=kind)
     drawn = {share: replicates(metric, label_NK[known_N], score_NK[known_N], groups_N[known_N], n=N_DRAWS) for share, score_NK in scores.items()}
     behind = {share: sign * (figures[best] - figures[share]) for share in scores}
-    return next(share for share in scores if behind[share] <= np.nanstd(drawn[best] - drawn[share])), figures
+    return next(share for share in scores if share == best or behind[share] <= np.nanstd(drawn[best] - drawn[share])), figures
 
 
 def fit_thresholds(
@@ -110,11 +108,12 @@ def _out_of_fold(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: n
     n_folds = min(3, len(np.unique(groups_N)))
     fold_N = grouped_folds(groups_N, target_NK if kind == "multilabel" else y, n_folds, seed)
     out_NK = np.full(target_NK.shape, np.nan)
+    fitted = partial(_fit_blend, _blended(len(x_ND))) if name == "blend" else partial(fit_readout, name)  # inner folds blend what the whole blends
     for fold in np.unique(fold_N):
         rows = fold_N == fold
         there = [column[~rows & np.isfinite(column)] for column in (target_NK.T if kind != "multiclass" else [np.where(y >= 0, y, np.nan)])]
         if len(np.unique(groups_N[~rows])) > 1 and all(len(np.unique(column)) > 1 for column in there):
-            out_NK[rows] = fit_readout(name, x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
+            out_NK[rows] = fitted(x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
     return out_NK
 
 
@@ -202,6 +201,15 @@ def _of_trees(model: Any, fill_D: np.ndarray, kind: Kind, n_classes: int, x_MD: 
 
 def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
     return np.concatenate([part(x_MD) for part in parts], axis=1)
+
+
+def _blended(n_windows: int) -> tuple[str, ...]:
+    return tuple(name for name in BLENDED if name != "forest" or n_windows <= FOREST_WINDOWS)
+
+
+def _fit_blend(names: Sequence[str], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Scores:
+    parts = [fit_readout(name, x_ND, y, groups_N, kind, classes, seed) for name in names]
+    return partial(_blend_of, parts, kind, [BLENDED[name] for name in names])
 
 
 def _blend_of(parts: Sequence[Scores], kind: Kind, weights: Sequence[float], x_MD: np.ndarray) -> np.ndarray:
