@@ -22,10 +22,9 @@ from physio_train.statistics import replicates
 ReadOutName = Literal["linear", "knn", "forest", "boosted", "blend"]
 N_TREES = 300  # of a forest
 N_ROUNDS = 120  # of boosting
-BLENDED = {"linear": 1.0, "forest": 2.0, "boosted": 2.0}  # what each counts
 SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of an encoder's read-out beside that of hand-made features, least first
 N_DRAWS = 200  # resamples of the subjects that say how sure a share's gain is
-FOREST_WINDOWS = 10_000  # training windows up to which a forest is worth its time beside boosted trees
+FOREST_WINDOWS = 100_000  # training windows up to which a forest is worth its time beside boosted trees
 Scores = Callable[[np.ndarray], np.ndarray]
 
 
@@ -33,9 +32,8 @@ def fit_readout(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: np
     """Fit one read-out by name. Labels as `probe.fit`: -1 (NaN for regression) is unknown and passed over.
 
     linear: the probe. knn: `fit_knn`. forest: extremely randomised trees (Geurts et al. 2006). boosted: gradient-boosted trees (Friedman 2001), by histograms.
-    blend: the mean of linear, forest (up to `FOREST_WINDOWS`) and boosted, each of the trees counted twice, of probabilities on the log-odds scale. Nothing
-    chooses among them: with few subjects the choice costs more than it wins, and folds that chose otherwise do not pool. Trees weigh classes equally, as
-    the probe does.
+    blend: the mean of forest (up to `FOREST_WINDOWS`) and boosted, of probabilities on the log-odds scale. Nothing chooses between read-outs: with few
+    subjects the choice costs more than it wins, and folds that chose otherwise do not pool. Trees weigh classes equally, as the probe does.
     ValueError for one class only.
     """
     if name == "linear":
@@ -204,16 +202,16 @@ def _side_by_side(parts: Sequence[Scores], x_MD: np.ndarray) -> np.ndarray:
 
 
 def _blended(n_windows: int) -> tuple[str, ...]:
-    return tuple(name for name in BLENDED if name != "forest" or n_windows <= FOREST_WINDOWS)
+    return ("forest", "boosted") if n_windows <= FOREST_WINDOWS else ("boosted",)
 
 
 def _fit_blend(names: Sequence[str], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Scores:
     parts = [fit_readout(name, x_ND, y, groups_N, kind, classes, seed) for name in names]
-    return partial(_blend_of, parts, kind, [BLENDED[name] for name in names])
+    return partial(_blend_of, parts, kind)
 
 
-def _blend_of(parts: Sequence[Scores], kind: Kind, weights: Sequence[float], x_MD: np.ndarray) -> np.ndarray:
-    return blend([part(x_MD) for part in parts], kind, weights)
+def _blend_of(parts: Sequence[Scores], kind: Kind, x_MD: np.ndarray) -> np.ndarray:
+    return blend([part(x_MD) for part in parts], kind)
 
 
 def _tree_model(name: str, kind: Kind, n_windows: int, seed: int):
@@ -245,8 +243,8 @@ def _filled(x_ND: np.ndarray, fill_D: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x_ND), x_ND, fill_D)
 
 
-def blend(scores: Sequence[np.ndarray], kind: Kind, weights: Sequence[float]) -> np.ndarray:
-    """The weighted mean of scores (N, K), of probabilities on the log-odds scale."""
+def blend(scores: Sequence[np.ndarray], kind: Kind, weights: Sequence[float] | None = None) -> np.ndarray:
+    """The mean of scores (N, K), of probabilities on the log-odds scale; weighed where weights are given."""
     if kind == "regression":
         return np.average(scores, axis=0, weights=weights)
     mean = np.average([logit(np.clip(score, 1e-4, 1 - 1e-4)) for score in scores], axis=0, weights=weights)
