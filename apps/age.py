@@ -63,7 +63,7 @@ class Age:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Age, args=list(arguments), description=__doc__)
+    app = tyro.cli(Age, args=list(arguments), description=console.paragraphs(__doc__))
     began = time.monotonic()
     document = aged(app, opened(app.data, app.train, app.test), headline_of(members(app.saes), app.headline))
     path = leaderboard.write_json((app.out or app.saes / "age") / "age.json", document)

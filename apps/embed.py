@@ -79,7 +79,7 @@ class Embed:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object] | None:
-    app = tyro.cli(Embed, args=list(arguments), description=__doc__)
+    app = tyro.cli(Embed, args=list(arguments), description=console.paragraphs(__doc__))
     if app.batch_size < 1 or app.views < 0:
         raise ValueError(f"--batch-size must be at least 1 and --views at least 0, got {app.batch_size} and {app.views}")
     began = time.monotonic()

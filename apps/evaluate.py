@@ -59,7 +59,8 @@ class Evaluate:
     lead: dict[str, str] | None = None
     """The model's channel and the store's name for it, as pairs: --lead ECG I."""
     label_map: Path | str | None = None
-    """A CSV with columns source,target (or scp_snomed, snomed_scp, scp_aami, aami_scp): the model's classes under the names of the store's."""
+    """A CSV with columns source,target (or scp_snomed, snomed_scp, scp_aami, aami_scp, snomed_aami, aami_snomed): the model's classes under the store's
+    names."""
     unmapped: Literal["error", "drop"] = "error"
     """What to do with a class of the model that the map does not name: error, or drop."""
     use: str = ""
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     if arguments and arguments[0] in SUBCOMMANDS:
         module, _, name = SUBCOMMANDS[arguments[0]].partition(":")
         return getattr(importlib.import_module(module), name)(arguments[1:])
-    app = tyro.cli(Evaluate, args=list(arguments), description=__doc__)
+    app = tyro.cli(Evaluate, args=list(arguments), description=console.paragraphs(__doc__))
     store = compose.open_stores(app.data, lead=app.lead)
     if app.together and len(app.ckpt) < 2:
         raise ValueError("--together is the mean score of several models: give their folders with --ckpt A B ...")

@@ -201,7 +201,7 @@ class Study:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(EvaluateSae, args=list(arguments), description=__doc__)
+    app = tyro.cli(EvaluateSae, args=list(arguments), description=console.paragraphs(__doc__))
     began = time.monotonic()
     study = opened(app.data, app.train, app.test)
     found = members(app.saes)

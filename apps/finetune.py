@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,7 +38,8 @@ SCRATCH = "resnet1d"  # row of MODELS that is trained from labels alone
 class Finetune(probe.Probe):
     """Fine-tuning of the whole encoder. Epoch and thresholds are chosen on a validation fold, or on a fifth of the training subjects with two classes in it."""
 
-    tune: tyro.conf.OmitArgPrefixes[TuneConfig] = TuneConfig()  # noqa: RUF009 - frozen
+    tune: tyro.conf.OmitArgPrefixes[TuneConfig] = field(default_factory=TuneConfig)
+    """How the head is made and trained."""
     fractions: tuple[float, ...] = (1.0,)
     """Shares of the training subjects whose labels are kept: a few-shot curve."""
     frozen: bool = True
@@ -48,7 +49,7 @@ class Finetune(probe.Probe):
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Finetune, args=list(arguments), description=__doc__)
+    app = tyro.cli(Finetune, args=list(arguments), description=console.paragraphs(__doc__))
     probe.check(app)
     if app.cv_pretrain:
         raise ValueError("--cv-pretrain belongs to probe.py and leaderboard.py; fine-tuning starts from one encoder")

@@ -96,7 +96,7 @@ class Shapes:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Ground, args=list(arguments), description=__doc__)
+    app = tyro.cli(Ground, args=list(arguments), description=console.paragraphs(__doc__))
     began = time.monotonic()
     study = opened(app.data, app.train, app.test)
     document = grounded(app, study, headline_of(members(app.saes), app.headline))

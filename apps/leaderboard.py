@@ -55,7 +55,7 @@ class Leaderboard:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Leaderboard, args=list(arguments), description=__doc__)
+    app = tyro.cli(Leaderboard, args=list(arguments), description=console.paragraphs(__doc__))
     if bool(app.runs) == bool(app.recipe):
         raise ValueError("give runs to compare, or --recipe benchmark")
     app.out.mkdir(parents=True, exist_ok=True)

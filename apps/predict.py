@@ -59,7 +59,7 @@ class Predict:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Predict, args=list(arguments), description=__doc__)
+    app = tyro.cli(Predict, args=list(arguments), description=console.paragraphs(__doc__))
     if str(app.file) == "-":
         return from_stdin(app)
     if app.out is None:

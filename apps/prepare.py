@@ -246,7 +246,8 @@ def unlabelled(out: Path | str) -> list[str]:
         without = sorted(set(record_N.tolist()) - set(record_N[known_N].tolist()))
         if without:
             which = f"{', '.join(without[:3])}{', ...' if len(without) > 3 else ''}"
-            lines.append(f"task {name}: no known label in {len(without)} of {len(set(record_N.tolist()))} records ({which}): are their annotation files there?")
+            why = "their annotation files are absent, or say nothing of it"
+            lines.append(f"task {name}: no known label in {len(without)} of {len(set(record_N.tolist()))} records ({which}): {why}")
     return lines
 
 

@@ -38,7 +38,7 @@ class Report:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Report, args=list(arguments), description=__doc__)
+    app = tyro.cli(Report, args=list(arguments), description=console.paragraphs(__doc__))
     if app.study is None and (app.evaluation is None or app.out is None):
         raise ValueError("name the study's folder, or --evaluation and --out")
     evaluation, age, ground = (document(app, name) for name in ("evaluation", "age", "ground"))

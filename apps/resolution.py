@@ -60,7 +60,7 @@ class Resolution:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Resolution, args=list(arguments), description=__doc__)
+    app = tyro.cli(Resolution, args=list(arguments), description=console.paragraphs(__doc__))
     store = compose.open_stores(app.data)
     encoder = reference_encoder(app.reference, app.ckpt) if app.reference else from_pretrained(app.ckpt)
     encoder.contract.check(compose.spec_of(store))

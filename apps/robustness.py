@@ -16,6 +16,7 @@ import numpy as np
 import tyro
 
 import compose
+import console
 import downstream
 import figures
 from physio_data.filters import resample
@@ -64,7 +65,7 @@ class Robustness:
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    app = tyro.cli(Robustness, args=list(arguments), description=__doc__)
+    app = tyro.cli(Robustness, args=list(arguments), description=console.paragraphs(__doc__))
     store = compose.open_stores(app.data)
     saved = downstream.load(app.ckpt)
     saved.contract.check(compose.spec_of(store))

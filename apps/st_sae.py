@@ -80,7 +80,7 @@ def main(arguments: Sequence[str]) -> Mapping[str, object]:
     first.add_argument("--size")
     asked, _ = first.parse_known_args(arguments)
     size = asked.size if asked.size in get_args(Size) else "fast"
-    app = tyro.cli(StSae, args=list(arguments), default=StSae(cfg=compose.recipe("st_sae", size), size=size), description=__doc__)
+    app = tyro.cli(StSae, args=list(arguments), default=StSae(cfg=compose.recipe("st_sae", size), size=size), description=console.paragraphs(__doc__))
     if app.until not in STAGES:
         raise ValueError(f"--until must be one of {', '.join(STAGES)}, got {app.until!r}")
     if app.store is not None and app.ckpt is None and app.model is None and app.pretrain_store is None:

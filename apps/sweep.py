@@ -79,7 +79,7 @@ Launch = Callable[[Sequence[str]], tuple[int, str, str]]
 
 
 def main(arguments: Sequence[str]) -> Mapping[str, object]:
-    return run(tyro.cli(Sweep, args=list(arguments), description=__doc__), launched)
+    return run(tyro.cli(Sweep, args=list(arguments), description=console.paragraphs(__doc__)), launched)
 
 
 def run(app: Sweep, launch: Launch) -> Mapping[str, object]:

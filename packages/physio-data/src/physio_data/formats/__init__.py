@@ -69,6 +69,8 @@ def open_recording(
         _refuse(path, "a WFDB record", channels=channels, units=units, **rest)
         return open_wfdb(path, subject=subject, annotation=annotation, source_fs=source_fs)
     known = ", ".join((*_WFDB, ".mat", *_TEXT, *_HDF5, *_EDF, *_NUMPY))
+    if not path.exists():
+        raise ValueError(f"{path}: there is no such file, and no header {path.name}.hea of a WFDB record; check the path")
     raise ValueError(f"{path}: no format has the suffix {suffix!r}, and there is no header {path.name}.hea beside it; known are {known}")
 
 
