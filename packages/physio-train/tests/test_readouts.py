@@ -172,7 +172,7 @@ def test_thresholds_are_the_f1_best_of_scores_that_the_window_had_no_part_in(mon
 
 
 def shares_by_hand(x, y, g, n_first):
-    """Figures by share, and the share that one standard error over resampled subjects leaves: scikit-learn's AUROC with weights, one resample after another."""
+    """Figures by share, by how much each is within one standard error over resampled subjects (scikit-learn's weighted AUROC), and both parts' log-odds."""
     first, second, z = np.zeros(len(y)), np.zeros(len(y)), x[:, :n_first]
     z = (z - z.mean(0)) / z.std(0)
     strength = fit(x[:, :n_first], y, g, ProbeConfig(kind="binary")).strength_K[0]
@@ -187,7 +187,7 @@ def shares_by_hand(x, y, g, n_first):
     drawn = {share: np.array([roc_auc_score(y, score, sample_weight=w) for w in weights]) for share, score in scores.items()}
     best = max(figures, key=figures.get)
     slack = {share: np.std(drawn[best] - drawn[share]) - (figures[best] - figures[share]) for share in SHARES}
-    return figures, slack
+    return figures, slack, odds(first), odds(second)
 
 
 @pytest.mark.parametrize(("own", "expected"), [(1.0, 0.5), (0.1, 0.0), (0.3, 0.5)])  # of the last two .75 has the best figure, by less than is sure
@@ -197,12 +197,14 @@ def test_an_encoder_earns_its_share_beside_hand_made_features(own, expected, mon
     x, g = rng.normal(size=(300, 8)), np.arange(300) // 6
     y = (own * x[:, 0] + x[:, 4] + 0.3 * rng.normal(size=300) > 0).astype(np.int64)
     fused = fit_fused(x, 4, y, g, "binary")
-    figures, slack = shares_by_hand(x, y, g, 4)
+    figures, slack, first, second = shares_by_hand(x, y, g, 4)
     assert list(fused.figures) == list(SHARES) and np.allclose(list(fused.figures.values()), list(figures.values()), atol=1e-4)
     assert fused.share == expected and slack[fused.share] > -1e-3 and all(slack[share] < 1e-3 for share in SHARES if share < fused.share)
     parts = fit(x[:, :4], y, g, ProbeConfig(kind="binary")).predict(x[:, :4]), fit_readout("blend", x[:, 4:], y, g, "binary")(x[:, 4:])
     assert np.allclose(fused.predict(x), 1 / (1 + np.exp(-(fused.share * odds(parts[0]) + (1 - fused.share) * odds(parts[1])))))
-    assert np.isfinite(fused.threshold_K).all()
+    out = fused.share * first + (1 - fused.share) * second
+    f1 = [f1_score(y, out >= t) for t in out]
+    assert f1_score(y, out >= odds(fused.threshold_K[0])) == pytest.approx(max(f1), abs=0.01)
 
 
 def test_an_encoder_earns_its_share_of_a_number_and_none_where_nothing_can_be_judged(monkeypatch):
@@ -212,6 +214,9 @@ def test_an_encoder_earns_its_share_of_a_number_and_none_where_nothing_can_be_ju
     found = fit_fused(x, 4, 3 * x[:, 0] + x[:, 4], g, "regression")
     assert found.share > 0 and found.figures[found.share] < found.figures[0.0]  # an error: lower is better
     assert np.isnan(found.threshold_K).all() and found.predict(x).shape == (300, 1)
+    three = np.arange(300) // 100
+    unknown = np.where(three == 2, -1, (x[:, 0] > 0).astype(np.int64))  # of one of three subjects nothing is known: one is left to fit on, and no fold
+    assert np.isnan(fit_thresholds("knn", x, unknown, three, "binary")).all()
     two = fit_fused(x, 4, (x[:, 0] > 0).astype(np.int64), np.arange(300) // 150, "binary")
     assert two.share == 0.0 and np.isnan(two.figures[1.0])  # no inner fold can be fitted
 

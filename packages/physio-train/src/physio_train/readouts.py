@@ -103,6 +103,7 @@ def _out_of_fold(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: n
     """Scores (N, K) from three inner folds of the training subjects; NaN where the other folds do not allow a fit."""
     y, groups_N = np.asarray(y), np.asarray(groups_N)
     target_NK = _targets(y, kind, len(classes))
+    known_N = np.isfinite(target_NK).any(axis=1)
     n_folds = min(3, len(np.unique(groups_N)))
     fold_N = grouped_folds(groups_N, target_NK if kind == "multilabel" else y, n_folds, seed)
     out_NK = np.full(target_NK.shape, np.nan)
@@ -110,7 +111,7 @@ def _out_of_fold(name: ReadOutName, x_ND: np.ndarray, y: np.ndarray, groups_N: n
     for fold in np.unique(fold_N):
         rows = fold_N == fold
         there = [column[~rows & np.isfinite(column)] for column in (target_NK.T if kind != "multiclass" else [np.where(y >= 0, y, np.nan)])]
-        if len(np.unique(groups_N[~rows])) > 1 and all(len(np.unique(column)) > 1 for column in there):
+        if len(np.unique(groups_N[~rows & known_N])) > 1 and all(len(np.unique(column)) > 1 for column in there):
             out_NK[rows] = fitted(x_ND[~rows], y[~rows], groups_N[~rows], kind, classes, seed)(x_ND[rows])
     return out_NK
 
