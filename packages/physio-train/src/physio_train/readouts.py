@@ -206,7 +206,7 @@ def _blended(n_windows: int) -> tuple[str, ...]:
     return ("forest", "boosted") if n_windows <= FOREST_WINDOWS else ("boosted",)
 
 
-def _fit_blend(names: Sequence[str], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...] = (), seed: int = 0) -> Scores:
+def _fit_blend(names: Sequence[str], x_ND: np.ndarray, y: np.ndarray, groups_N: np.ndarray, kind: Kind, classes: tuple[str, ...], seed: int) -> Scores:
     parts = [fit_readout(name, x_ND, y, groups_N, kind, classes, seed) for name in names]
     return partial(_blend_of, parts, kind)
 
